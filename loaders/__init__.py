@@ -1,0 +1,1 @@
+"""Files in, files out: GGUF, safetensors, tokenizers, chat templates. Imports only quant."""

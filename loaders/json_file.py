@@ -1,0 +1,106 @@
+"""JSON files of a checkpoint: bounded reading, and look-ups whose errors name the file and the key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Several times the largest tokenizer.json.
+MAX_BYTES = 256 * 2**20
+MAX_NUMBER = 1e30
+
+
+def parse_json(raw: bytes, what: str) -> dict[str, Any]:
+    """A JSON object; ValueError, beginning with `what`, for anything else."""
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with a JSON object. OSError when it cannot be read, ValueError when it is something else."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes, expected at most {MAX_BYTES}")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} appears twice")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    """A number, not true or false, and not so large that float32 cannot hold it."""
+    return type(value) in (int, float) and abs(value) < MAX_NUMBER
+
+
+class Fields:
+    """Typed look-ups in a JSON object. An absent key has its value in `defaults`, if anywhere; null means none."""
+
+    def __init__(self, where: str, values: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        self.where, self.values, self.defaults = where, values, defaults or {}
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the key has a value other than null."""
+        return self.get(key) is not None
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key, self.defaults.get(key))
+
+    def error(self, key: str, expected: str) -> ValueError:
+        value = self.get(key)
+        found = "nothing" if value is None else str(value)[:80]
+        return ValueError(f"{self.where}: {key} must be {expected}, found {found}")
+
+    def integer(self, key: str, low: int = 0, high: int = 2**31 - 1) -> int:
+        value = self.get(key)
+        if type(value) is not int or not low <= value <= high:
+            raise self.error(key, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, key: str, above: float = -MAX_NUMBER) -> float:
+        value = self.get(key)
+        if not _is_number(value) or value <= above:
+            raise self.error(key, "a finite number" + (f" above {above:g}" if above > -MAX_NUMBER else ""))
+        return float(value)
+
+    def numbers(self, key: str, n: int) -> list[float]:
+        values = self.get(key)
+        if not isinstance(values, list) or len(values) != n or not all(map(_is_number, values)):
+            raise self.error(key, f"a list of {n} finite numbers")
+        return [float(v) for v in values]
+
+    def flag(self, key: str) -> bool:
+        """Absent means false."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return bool(value)
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str):
+            raise self.error(key, "a string")
+        return value
+
+    def section(self, key: str) -> Fields:
+        """An object inside; absent means empty."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.error(key, "an object")
+        return Fields(f"{self.where}: {key}", value or {})

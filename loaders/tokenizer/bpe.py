@@ -1,0 +1,128 @@
+"""Byte-pair encoding by the tokenizers library, set up to merge as llama.cpp does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from tokenizers import Regex, Tokenizer, models
+from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as Steps
+
+from .byte_letters import LETTERS
+from .kv import KV, read_strings
+from .pretokenizers import PreTokenizer
+from .unicode import WHITE_SPACE, is_text, lower
+from .vocab import PREFIX, Vocab
+
+MERGES_KEY = PREFIX + "merges"
+
+
+class BPE:
+    """Encodes the texts between special tokens. Thread-safe, like the library's tokenizer."""
+
+    def __init__(self, vocab: Vocab, kv: KV) -> None:
+        assert vocab.pre is not None
+        self._pre, self._ids = vocab.pre, vocab.ids
+        self._escape_spaces = vocab.rules.escape_spaces
+        self._lowercase = vocab.rules.lowercase
+        self._drop_spaces = vocab.model == "whitespace"
+        # A letter that is no token stands between its neighbours, so that they do not merge, and is dropped after.
+        self._unknown = len(vocab.tokens)
+        self._tokenizer = Tokenizer(_model(vocab, vocab.pre, _merges(kv, vocab)))
+        self._tokenizer.pre_tokenizer = _steps(vocab.pre)
+        complete = not vocab.pre.raw_utf8 and all(letter in vocab.ids for letter in LETTERS)
+        self._may_drop = not complete
+
+    def encode(self, fragments: Sequence[str | int]) -> list[int]:
+        """Token ids of a text that was cut at its special tokens (the integers)."""
+        parts = [part for fragment in fragments for part in self._parts(fragment)]
+        encoded = iter(self._encode_texts([part for part in parts if isinstance(part, str)]))
+        ids: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids.extend(next(encoded))
+        return ids
+
+    def _parts(self, fragment: str | int) -> Iterator[str | int]:
+        """The rules that the library's own steps cannot express."""
+        if isinstance(fragment, int):
+            yield fragment
+            return
+        text = fragment.replace(" ", "▁") if self._escape_spaces else fragment
+        if self._drop_spaces:
+            words = re.findall(rf"[^{WHITE_SPACE}]+", text)
+            yield from (lower(word) if self._lowercase else word for word in words)
+        elif self._pre.newline_tokens:
+            # Every run of newlines is a word of its own, so cutting here changes nothing else.
+            for piece in re.findall(r"\n+|[^\n]+", text):
+                yield self._ids.get(piece, piece) if piece[0] == "\n" else piece
+        else:
+            yield text
+
+    def _encode_texts(self, texts: list[str]) -> Iterator[list[int]]:
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:
+            # The library panics where a regular expression gives up (ten million steps back in one match).
+            if type(error).__name__ != "PanicException":
+                raise
+            longest = max(map(len, texts))
+            raise ValueError(f"cannot tokenise a text of {longest} characters: {error}") from None
+        for encoding in encodings:
+            ids: list[int] = encoding.ids
+            yield [i for i in ids if i != self._unknown] if self._may_drop else ids
+
+
+def _steps(pre: PreTokenizer) -> Steps:
+    splits = [Split(Regex(pattern), "isolated") for pattern in pre.splits]
+    return Steps(splits if pre.raw_utf8 else [*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _merges(kv: KV, vocab: Vocab) -> list[tuple[str, str]]:
+    merges = read_strings(kv, MERGES_KEY)
+    if merges is None:
+        if vocab.pre and "kimi-k2" in vocab.pre.names:
+            return []
+        raise ValueError(f"{MERGES_KEY} is missing: a {vocab.model!r} tokenizer needs it")
+    # Of equal merges the first counts; the library would take the last.
+    merges = list(dict.fromkeys(merges))
+    # One split of everything is twice as fast as one per merge.
+    parts = " ".join(merges).split(" ") if merges else []
+    if len(parts) != 2 * len(merges):
+        bad = next(merge for merge in merges if merge.count(" ") != 1)
+        raise ValueError(f"{MERGES_KEY} has {bad!r}, expected two tokens with a space between")
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _model(vocab: Vocab, pre: PreTokenizer, merges: list[tuple[str, str]]) -> models.BPE:
+    letters = dict(vocab.ids)
+    # More than one letter long, and not made by a merge: it stands for no text.
+    unknown = "\0\0"
+    while unknown in letters:
+        unknown += "\0"
+    letters[unknown] = len(vocab.tokens)
+    if not is_text("".join(vocab.tokens)):
+        # Tokens that are not UTF-8 match no text.
+        letters = {text: token for text, token in letters.items() if is_text(text)}
+        merges = [merge for merge in merges if is_text("".join(merge))]
+    try:
+        return models.BPE(
+            letters,
+            merges,
+            unk_token=unknown,
+            byte_fallback=pre.raw_utf8,
+            ignore_merges=pre.ignore_merges,
+        )
+    except Exception as error:
+        _check_merges(merges, vocab)
+        raise ValueError(f"the tokenizers library refuses the vocabulary: {error}") from error
+
+
+def _check_merges(merges: list[tuple[str, str]], vocab: Vocab) -> None:
+    for left, right in merges:
+        for text in (left, right, left + right):
+            if text not in vocab.ids:
+                raise ValueError(f"{MERGES_KEY} has {left + ' ' + right!r}, but {text!r} is not a token")

@@ -1,0 +1,142 @@
+"""Text to tokens and back, with llama.cpp's answers, for the vocabulary of a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..gguf import GGUFFile
+from .bpe import BPE
+from .eog import Attr
+from .pieces import Pieces, clean_spaces
+from .special import SpecialTokens
+from .spm import SPM
+from .stream import StreamDecoder
+from .ugm import UGM
+from .unicode import well_formed
+from .vocab import Vocab
+from .wpm import WPM
+
+
+class Encoder(Protocol):
+    def encode(self, fragments: Sequence[str | int]) -> list[int]: ...
+
+
+class Tokenizer:
+    """A GGUF vocabulary: encode, decode, and what its special tokens are.
+
+    n_vocab: the number of tokens. bos_id, eos_id, eot_id, eom_id, unk_id, sep_id, pad_id, mask_id, fim_pre_id,
+    fim_suf_id, fim_mid_id, fim_pad_id, fim_rep_id, fim_sep_id: a token or None. add_bos, add_eos: whether encode
+    adds that token. add_sep: whether a separator belongs between two texts. eog_ids: the tokens that end a
+    generation. suppressed_ids: tokens that the file wants never to be generated.
+    Instances may be used from several threads.
+    """
+
+    def __init__(self, vocab: Vocab, encoder: Encoder) -> None:
+        self._vocab, self._encoder = vocab, encoder
+        self._special_tokens = SpecialTokens(vocab)
+        self._pieces = Pieces(vocab)
+        special = vocab.special
+        self.n_vocab = len(vocab.tokens)
+        self.bos_id, self.eos_id = special["bos"], special["eos"]
+        self.eot_id, self.eom_id = special["eot"], special["eom"]
+        self.unk_id, self.sep_id = special["unk"], special["sep"]
+        self.pad_id, self.mask_id = special["pad"], special["mask"]
+        self.fim_pre_id, self.fim_suf_id, self.fim_mid_id = special["fim_pre"], special["fim_suf"], special["fim_mid"]
+        self.fim_pad_id, self.fim_rep_id, self.fim_sep_id = special["fim_pad"], special["fim_rep"], special["fim_sep"]
+        self.add_bos = vocab.rules.add_bos and self.bos_id is not None
+        self.add_eos = vocab.rules.add_eos and self.eos_id is not None
+        self.add_sep = vocab.rules.add_sep
+        self.eog_ids = vocab.eog
+        self.suppressed_ids = vocab.suppressed
+
+    @classmethod
+    def from_kv(cls, kv: Mapping[str, Any]) -> Tokenizer:
+        """From GGUF metadata; ValueError says which key is missing, wrong or not supported."""
+        vocab = Vocab.from_kv(kv)
+        encoder: Encoder
+        if vocab.rules.kind == "bpe":
+            encoder = BPE(vocab, kv)
+        elif vocab.rules.kind == "spm":
+            encoder = SPM(vocab)
+        elif vocab.rules.kind == "wpm":
+            encoder = WPM(vocab)
+        else:
+            encoder = UGM(vocab, kv)
+        return cls(vocab, encoder)
+
+    @classmethod
+    def from_gguf(cls, path: str | Path) -> Tokenizer:
+        with GGUFFile(path) as file:
+            return cls.from_kv(file.kv)
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Tokens of `text`, as llama_tokenize.
+
+        add_special: put the model's own first and last tokens around it, as the file asks for. parse_special:
+        "<|im_end|>" in the text is that token; without it, plain text (user-defined tokens are found either way).
+        """
+        ids = self._encoder.encode(self._special_tokens.split(well_formed(text), parse_special))
+        if not add_special:
+            return ids
+        if self._vocab.rules.kind == "wpm":
+            # BERT's frame is [CLS] text [SEP], whatever the flags say.
+            first, last = self.bos_id, self.sep_id
+        else:
+            first, last = self.bos_id if self.add_bos else None, self.eos_id if self.add_eos else None
+        return [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
+
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        remove_special: bool = False,
+        unparse_special: bool = True,
+        raw: bool = False,
+    ) -> str:
+        """Text of the tokens, as llama_detokenize; bytes that are not UTF-8 become U+FFFD.
+
+        remove_special: drop the first and last token that encode added. unparse_special: control and unknown
+        tokens show their text; without it they are empty. The space that encode put in front is taken away, and
+        some vocabularies want spaces before punctuation gone, too; `raw` leaves all of it as the tokens have it,
+        which is right for a continuation.
+        """
+        ids = list(ids)
+        drop_space = self._vocab.rules.add_space_prefix and not raw
+        if remove_special and self.add_bos and ids[:1] == [self.bos_id]:
+            del ids[0]
+            drop_space = False
+        if remove_special and self.add_eos and ids[-1:] == [self.eos_id]:
+            del ids[-1]
+        pieces = [self._pieces(token, unparse_special) for token in ids]
+        if drop_space and pieces:
+            pieces[0] = pieces[0].removeprefix(b" ")
+        text = b"".join(pieces)
+        if self._vocab.rules.clean_spaces and not raw:
+            text = clean_spaces(text)
+        return text.decode("utf-8", "replace")
+
+    def stream(self, *, unparse_special: bool = True, raw: bool = False) -> StreamDecoder:
+        """A decoder for tokens that come one at a time, with decode's options."""
+        rules = self._vocab.rules
+        return StreamDecoder(
+            self._pieces, unparse_special, rules.add_space_prefix and not raw, rules.clean_spaces and not raw
+        )
+
+    def token_to_piece(self, token: int, special: bool = True) -> bytes:
+        """The bytes that the token stands for; control and unknown tokens are empty unless `special`."""
+        return self._pieces(token, special)
+
+    def token_text(self, token: int) -> str:
+        """The token as the file spells it: "Ġthe", "▁the", "<0x0A>"."""
+        self._pieces(token, True)
+        return self._vocab.tokens[token]
+
+    def token_id(self, text: str) -> int | None:
+        """The token that the file spells `text`."""
+        return self._vocab.ids.get(text)
+
+    def is_control(self, token: int) -> bool:
+        self._pieces(token, True)
+        return bool(self._vocab.attrs[token] & Attr.CONTROL)

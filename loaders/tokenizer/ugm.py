@@ -1,0 +1,146 @@
+"""SentencePiece's unigram model: the normaliser here, the Viterbi search by the tokenizers library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from tokenizers import Tokenizer, models
+
+from .eog import NORMAL, UNUSED, USER_DEFINED
+from .kv import KV, read_numbers
+from .unicode import is_text
+from .vocab import PREFIX, Vocab
+
+SPACE = "▁"
+CHARSMAP_KEY = PREFIX + "precompiled_charsmap"
+# Real maps have keys of up to 18 bytes and replacements of up to 33; a hostile one must not blow a text up.
+MAX_KEY = 255
+MAX_REPLACEMENT = 1023
+N_REMEMBERED = 1 << 16
+
+
+class UGM:
+    """Encodes the texts between special tokens."""
+
+    def __init__(self, vocab: Vocab, kv: KV) -> None:
+        self._space_prefix, self._merge_spaces = vocab.rules.add_space_prefix, vocab.rules.remove_extra_spaces
+        self._tokenizer = Tokenizer(_model(vocab))
+        blob = read_numbers(kv, CHARSMAP_KEY, "iu")
+        self._charsmap = None if blob is None else Charsmap(blob.astype("uint8").tobytes())
+        # Text that begins a user-defined token is not normalised, whether or not the rest of the token follows.
+        user = [text for text, attr in zip(vocab.tokens, vocab.types, strict=True) if attr & USER_DEFINED]
+        self._protected = {text[:n] for text in user for n in range(1, len(text) + 1)}
+
+    def encode(self, fragments: Sequence[str | int]) -> list[int]:
+        """Token ids of a text that was cut at its special tokens (the integers)."""
+        ids: list[int] = []
+        for fragment in fragments:
+            if isinstance(fragment, int):
+                ids.append(fragment)
+            elif text := self._with_spaces(self._normalise(fragment)):
+                ids.extend(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        return ids
+
+    def _normalise(self, text: str) -> str:
+        if not self._protected and not self._charsmap:
+            return text
+        out: list[str] = []
+        start = 0
+        while start < len(text):
+            end = self._protected_end(text, start)
+            replacement: str | None = None
+            if end == start and self._charsmap:
+                end, replacement = self._charsmap.longest_match(text, start)
+            end = max(end, start + 1)
+            out.append(text[start:end] if replacement is None else replacement)
+            start = end
+        return "".join(out)
+
+    def _protected_end(self, text: str, start: int) -> int:
+        end = start
+        while end < len(text) and text[start : end + 1] in self._protected:
+            end += 1
+        return end
+
+    def _with_spaces(self, text: str) -> str:
+        if self._merge_spaces:
+            return "".join(SPACE + word for word in text.split(" ") if word)
+        if self._space_prefix:
+            # In front of the first letter, after the spaces that the text begins with.
+            words = text.lstrip(" ")
+            text = " " * (len(text) - len(words) + 1) + words if words else text
+        return text.replace(" ", SPACE)
+
+
+class Charsmap:
+    """SentencePiece's precompiled map from byte sequences to replacements.
+
+    A 32-bit length, a double-array trie of that many bytes (Darts' units, XOR-compressed: Kanda 2018), then the
+    replacements, each ended by a zero byte.
+    """
+
+    def __init__(self, blob: bytes) -> None:
+        n_bytes = int.from_bytes(blob[:4], "little")
+        if len(blob) < 4 or n_bytes < 4 or n_bytes + 4 >= len(blob):
+            raise ValueError(f"{CHARSMAP_KEY} has {len(blob)} bytes, of which it says that {n_bytes} are its index")
+        self._units: list[int] = np.frombuffer(blob, "<u4", n_bytes // 4, 4).tolist()
+        self._replacements = blob[4 + n_bytes :]
+        self._root = _base(self._units[0])
+        self._step = lru_cache(N_REMEMBERED)(self._walk)
+
+    def longest_match(self, text: str, start: int) -> tuple[int, str | None]:
+        """Where the longest key that begins at `start` ends, and what it becomes; (start, None) without one."""
+        node, best = self._root, (start, None)
+        for end in range(start, min(len(text), start + MAX_KEY)):
+            step = self._step(node, text[end])
+            if step is None:
+                break
+            node, replacement = step
+            if replacement is not None:
+                best = (end + 1, replacement)
+        return best
+
+    def _walk(self, node: int, letter: str) -> tuple[int, str | None] | None:
+        """From a node along the bytes of one letter: the node there and, where a key ends, its replacement."""
+        unit = 0
+        for byte in letter.encode():
+            node ^= byte
+            unit = self._unit(node)
+            if byte == 0 or unit & 0x800000FF != byte:
+                return None
+            node ^= _base(unit)
+        is_key_end = unit >> 8 & 1
+        return node, self._replacement(self._unit(node) & 0x7FFFFFFF) if is_key_end else None
+
+    def _unit(self, node: int) -> int:
+        if node >= len(self._units):
+            raise ValueError(f"{CHARSMAP_KEY} points to entry {node} of an index of {len(self._units)}")
+        return self._units[node]
+
+    def _replacement(self, offset: int) -> str:
+        end = self._replacements.find(b"\0", offset, offset + MAX_REPLACEMENT + 1)
+        if end < 0:
+            raise ValueError(f"{CHARSMAP_KEY} has no replacement of up to {MAX_REPLACEMENT} bytes at {offset}")
+        return self._replacements[offset:end].decode("utf-8", "replace")
+
+
+def _base(unit: int) -> int:
+    return (unit >> 10 << ((unit & 0x200) >> 6)) & 0xFFFFFFFF
+
+
+def _model(vocab: Vocab) -> models.Unigram:
+    """Tokens that text cannot become stand in it as something that no normalised text contains: a space."""
+    normal = [s for s, attr in zip(vocab.scores, vocab.types, strict=True) if attr & NORMAL]
+    # The unknown token's score is ten below the lowest of the vocabulary, for which only normal tokens count.
+    highest = max(normal, default=0.0)
+    pieces: list[tuple[str, float]] = []
+    matched = NORMAL | USER_DEFINED | UNUSED
+    for token, text in enumerate(vocab.tokens):
+        if not vocab.types[token] & matched or not is_text(text):
+            pieces.append((f" {token}", highest))
+        else:
+            user_defined = vocab.attrs[token] & USER_DEFINED
+            pieces.append((text, 0.0 if user_defined else vocab.scores[token]))
+    return models.Unigram(pieces, vocab.require("unk"), False)

@@ -1,0 +1,1 @@
+"""The composition: models, backends, generation, command line."""

@@ -1,0 +1,1 @@
+"""The operations of runtime/ops.py, one file per kind of device."""

@@ -1,0 +1,237 @@
+"""Every operation in plain torch: the backend of CPU, MPS and XPU, the last resort everywhere, the tests' oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ...loaders.stored import StoredTensor
+from ...quant.dequantize import dequantize
+from ...quant.formats import Format
+from ..batch import Batch, SequenceSlice
+from ..cache import LayerCache
+from ..config import Activation, RopePairing
+from ..ops import Angles, AttentionParams, Declined, Weight
+
+if TYPE_CHECKING:
+    from ..layers import Attention, Mlp, Moe
+
+# Decoded a piece at a time, a matrix needs this much memory on top of its stored form.
+WORKSPACE_BYTES = 64 * 2**20
+# With more rows than this, a CPU multiplies faster in float32 even after converting a 16-bit matrix to it.
+MAX_ROWS_16_BIT = 4
+
+TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class DenseWeight:
+    """A matrix, or a stack of them, as ordinary numbers."""
+
+    format: Format
+    data: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.data.nbytes
+
+    def expert(self, index: int) -> DenseWeight:
+        return DenseWeight(self.format, self.data[index])
+
+    def dense(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        return self.data[start:stop].to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantWeight:
+    """A matrix, or a stack of them, in its stored form: uint8 [..., n_out, row bytes]; decoded when used."""
+
+    format: Format
+    shape: tuple[int, ...]
+    data: torch.Tensor
+
+    @property
+    def n_bytes(self) -> int:
+        return self.data.nbytes
+
+    def expert(self, index: int) -> QuantWeight:
+        return QuantWeight(self.format, self.shape[1:], self.data[index])
+
+    def dense(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        return dequantize(self.data[start:stop], self.format, dtype=dtype)
+
+
+class TorchOps:
+    """The operations on one device.
+
+    weight_dtype: what quantised matrices are decoded to when they are loaded; None keeps their stored form.
+    fused_attention: use torch's fused attention kernels; without them, scores are computed in the open.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        weight_dtype: torch.dtype | None,
+        *,
+        fused_attention: bool = True,
+    ) -> None:
+        self.device, self.dtype, self.weight_dtype = device, dtype, weight_dtype
+        self.fused_attention = fused_attention
+
+    def load(self, tensor: StoredTensor) -> Weight:
+        stored_dtype = TORCH_DTYPES.get(tensor.format.name)
+        if self.weight_dtype is None or stored_dtype in (self.weight_dtype, torch.float32):
+            return self.load_stored(tensor)
+        return DenseWeight(
+            tensor.format, dequantize(tensor.bytes(), tensor.format, dtype=self.weight_dtype).to(self.device)
+        )
+
+    def load_stored(self, tensor: StoredTensor) -> Weight:
+        """Keeps a matrix as the file has it; on the CPU without a copy."""
+        stored = tensor.bytes().to(self.device)
+        dtype = TORCH_DTYPES.get(tensor.format.name)
+        if dtype is None:
+            return QuantWeight(tensor.format, tensor.shape, stored)
+        # A damaged directory or an odd alignment may leave numbers at odd addresses, which torch cannot view.
+        aligned = stored if stored.data_ptr() % dtype.itemsize == 0 else stored.clone()
+        return DenseWeight(tensor.format, aligned.view(dtype))
+
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
+        if isinstance(weight, QuantWeight):
+            return dequantize(weight.data[ids], weight.format, dtype=self.dtype)
+        if isinstance(weight, DenseWeight):
+            return weight.data[ids].to(self.dtype)
+        return torch.cat([weight.dense(i, i + 1, self.dtype) for i in ids.tolist()])
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        y = self._matmul(x, weight)
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def _matmul(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        if isinstance(weight, DenseWeight) and (
+            weight.data.dtype == x.dtype or self.device.type != "cpu" or len(x) <= MAX_ROWS_16_BIT
+        ):
+            return F.linear(x.to(weight.data.dtype), weight.data).to(self.dtype)
+        n_out, n_in = weight.shape
+        y = x.new_empty(len(x), n_out)
+        step = max(1, WORKSPACE_BYTES // (n_in * x.dtype.itemsize))
+        for start in range(0, n_out, step):
+            stop = min(start + step, n_out)
+            y[:, start:stop] = F.linear(x, weight.dense(start, stop, x.dtype))
+        return y
+
+    def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        for index in sorted(set(ids.flatten().tolist())):
+            row, place = (ids == index).nonzero(as_tuple=True)
+            chosen = x[row]
+            gate = self._matmul(chosen, moe.ffn_gate_exps.expert(index))
+            up = self._matmul(chosen, moe.ffn_up_exps.expert(index))
+            out = self._matmul(self.glu(gate, up, moe.activation), moe.ffn_down_exps.expert(index))
+            y.index_add_(0, row, out * shares[row, place, None].to(out.dtype))
+        return y
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
+
+    def rope(self, x: torch.Tensor, angles: Angles, pairing: RopePairing) -> torch.Tensor:
+        cos, sin = (a[:, None, :] for a in angles)
+        dim = 2 * cos.shape[-1]
+        turned = x[..., :dim].float()
+        if pairing is RopePairing.NORM:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        else:
+            a, b = turned.chunk(2, dim=-1)
+            turned = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return torch.cat((turned.to(x.dtype), x[..., dim:]), dim=-1)
+
+    def glu(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        if activation is Activation.SILU:
+            return F.silu(gate) * up
+        return F.gelu(gate, approximate="tanh") * up
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: LayerCache,
+        batch: Batch,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        cache.k.view(-1, *k.shape[1:]).index_copy_(0, batch.slots, k.to(cache.k.dtype))
+        cache.v.view(-1, *v.shape[1:]).index_copy_(0, batch.slots, v.to(cache.v.dtype))
+        out = torch.empty_like(q)
+        for sequence in batch.sequences:
+            rows = slice(sequence.start, sequence.stop)
+            keys, values = _gather(cache.k, sequence).to(q.dtype), _gather(cache.v, sequence).to(q.dtype)
+            out[rows] = attend(q[rows], keys, values, params, fused=self.fused_attention)
+        return out
+
+    def attention_block(
+        self, block: Attention, x: torch.Tensor, angles: Angles, cache: LayerCache, batch: Batch
+    ) -> Declined:
+        return Declined("composed of single operations")
+
+    def mlp_block(self, block: Mlp | Moe, x: torch.Tensor) -> Declined:
+        return Declined("composed of single operations")
+
+
+def _gather(pages: torch.Tensor, sequence: SequenceSlice) -> torch.Tensor:
+    """A sequence's keys or values [length, n_kv_heads, head_dim]; a view where its pages lie in order."""
+    first, n = sequence.pages[0], len(sequence.pages)
+    if list(sequence.pages) == list(range(first, first + n)):
+        chosen = pages[first : first + n]
+    else:
+        chosen = pages[torch.tensor(sequence.pages, device=pages.device)]
+    return chosen.reshape(-1, *pages.shape[2:])[: sequence.length]
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams, *, fused: bool = True
+) -> torch.Tensor:
+    """Attention of a sequence's last n tokens: q [n, n_heads, head_dim], k and v [length, n_kv_heads, head_dim].
+
+    The heads that share a kv head are laid beside each other as rows, so keys and values are never repeated.
+    """
+    n, length = len(q), len(k)
+    group = params.n_heads // params.n_kv_heads
+    # [n, kv heads, group, dim] -> [kv heads, group * n, dim]
+    packed = q.view(n, params.n_kv_heads, group, -1).permute(1, 2, 0, 3).reshape(params.n_kv_heads, group * n, -1)
+    keys, values = k.transpose(0, 1), v.transpose(0, 1)
+    mask = _mask(n, length, params.window, q.device)
+    if mask is not None:
+        mask = mask.repeat(group, 1)
+    if params.softcap > 0 or not fused:
+        scores = packed.float() @ keys.transpose(1, 2).float() * params.scale
+        if params.softcap > 0:
+            scores = torch.tanh(scores / params.softcap) * params.softcap
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        out = scores.softmax(-1).to(values.dtype) @ values
+    else:
+        out = F.scaled_dot_product_attention(
+            packed[None], keys[None], values[None], attn_mask=mask, scale=params.scale
+        )[0]
+    return out.view(params.n_kv_heads, group, n, -1).permute(2, 0, 1, 3).reshape(n, params.n_heads, -1)
+
+
+def _mask(n: int, length: int, window: int, device: torch.device) -> torch.Tensor | None:
+    """True where a query may look: [n, length], or None where it may look everywhere."""
+    if n == 1 and not 0 < window < length:
+        return None
+    query = torch.arange(length - n, length, device=device)[:, None]
+    key = torch.arange(length, device=device)[None]
+    seen = key <= query
+    return seen & (key > query - window) if window > 0 else seen

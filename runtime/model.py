@@ -1,0 +1,157 @@
+"""From a file to a running model: what goes where, in which form, then the loading itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..loaders.stored import ModelSource
+from .backends.torch import TORCH_DTYPES, TorchOps
+from .config import ModelConfig
+from .decoder import Decoder, build_decoder
+from .devices import activation_dtype, find_device
+from .models import read_config
+from .ops import Dispatch
+from .tensors import TensorBook
+
+# Up to this size a model is decoded to float32: exact, and the memory does not matter.
+SMALL_MODEL_BYTES = 256 * 2**20
+WEIGHT_DTYPES = {"auto": None, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+# Decoded weights may take this share of the memory that is free.
+DECODED_SHARE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model is loaded.
+
+    device: "cuda:0", "mps", "cpu", ...; None takes the first GPU or else the CPU.
+    n_gpu_layers: how many layers (the output counts as one) go there; None or more than there are: all.
+    dequantize: "on" decodes quantised weights when loading, "off" keeps them as they are and decodes when they are
+    used, "auto" is "on" on a CPU with memory enough for it. weight_dtype: what they are decoded to; None chooses.
+    n_ctx: tokens of context; 0 takes what the model was trained for.
+    flash_attn: "off" computes attention step by step, "on" and "auto" with torch's fused kernels where they apply.
+    """
+
+    device: str | None = None
+    n_gpu_layers: int | None = None
+    dequantize: str = "auto"
+    weight_dtype: torch.dtype | None = None
+    n_ctx: int = 0
+    flash_attn: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dequantize not in ("auto", "on", "off"):
+            raise ValueError(f"dequantize must be auto, on or off, found {self.dequantize!r}")
+        if self.flash_attn not in ("auto", "on", "off"):
+            raise ValueError(f"flash_attn must be auto, on or off, found {self.flash_attn!r}")
+        if self.n_ctx < 0:
+            raise ValueError(f"n_ctx must be 0 or more, found {self.n_ctx}")
+        if self.n_gpu_layers is not None and self.n_gpu_layers < 0:
+            raise ValueError(f"n_gpu_layers must be 0 or more, found {self.n_gpu_layers}")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was decided before loading: the device of every layer and of the output, and the weights' form."""
+
+    layer_devices: tuple[torch.device, ...]
+    input_device: torch.device
+    output_device: torch.device
+    weight_dtype: torch.dtype | None
+    n_ctx: int
+    n_parameters: int
+    file_bytes: int
+    decoded_bytes: int
+    reason: str
+
+    def describe(self, config: ModelConfig) -> list[str]:
+        """Lines for --verbose."""
+        n_gpu = sum(d.type != "cpu" for d in (*self.layer_devices, self.output_device))
+        form = "as stored" if self.weight_dtype is None else f"decoded to {str(self.weight_dtype).split('.')[1]}"
+        memory = self.file_bytes if self.weight_dtype is None else self.decoded_bytes
+        experts = f", {config.moe.n_experts} experts, {config.moe.n_used} used" if config.moe else ""
+        return [
+            f"device: {self.output_device} ({n_gpu} of {config.n_layers + 1} layers on a GPU)",
+            f"model: {config.name or 'unnamed'}, architecture {config.architecture}, {self.n_parameters:,} parameters",
+            f"shape: {config.n_layers} layers, width {config.n_embd}, {config.n_heads} heads of {config.head_dim}, "
+            f"{config.n_kv_heads} kv heads, mlp {config.moe.n_ff if config.moe else config.n_ff}{experts}",
+            f"context: {self.n_ctx} tokens (trained for {config.n_ctx_train})",
+            f"weights: {form}, {memory / 2**20:.1f} MiB ({self.file_bytes / 2**20:.1f} MiB in the file); {self.reason}",
+        ]
+
+
+def plan_model(source: ModelSource, config: ModelConfig, options: ModelOptions) -> Plan:
+    """Decides what goes where; reads no tensor."""
+    info = find_device(options.device)
+    n_units = config.n_layers + 1
+    n_gpu = n_units if options.n_gpu_layers is None else min(options.n_gpu_layers, n_units)
+    if info.device.type == "cpu":
+        n_gpu = 0
+    cpu = torch.device("cpu")
+    devices = [info.device if i >= n_units - n_gpu else cpu for i in range(n_units)]
+    matrices = [t for t in source.tensors.values() if len(t.shape) > 1]
+    n_weights = sum(t.n_elements for t in matrices)
+    dtype, reason = _weight_dtype(source, options, n_weights, find_device("cpu").free_bytes, n_gpu)
+    return Plan(
+        layer_devices=tuple(devices[:-1]),
+        input_device=devices[0],
+        output_device=devices[-1],
+        weight_dtype=dtype,
+        n_ctx=options.n_ctx or config.n_ctx_train,
+        n_parameters=sum(t.n_elements for t in source.tensors.values()),
+        file_bytes=sum(t.n_bytes for t in source.tensors.values()),
+        decoded_bytes=n_weights * (dtype.itemsize if dtype else 0),
+        reason=reason,
+    )
+
+
+def _weight_dtype(
+    source: ModelSource, options: ModelOptions, n_weights: int, free_bytes: int, n_gpu: int
+) -> tuple[torch.dtype | None, str]:
+    """The form of the weights, and why."""
+    if options.dequantize == "off":
+        return None, "--dequantize off"
+    small = n_weights * 4 <= SMALL_MODEL_BYTES
+    dtype = options.weight_dtype or (torch.float32 if small else torch.bfloat16)
+    if options.dequantize == "on":
+        return dtype, "--dequantize on"
+    if n_gpu:
+        return None, "a GPU keeps them as stored"
+    if options.weight_dtype is None and not small and _all_stored_as_floats(source):
+        return None, "they are not quantised"
+    needed = n_weights * dtype.itemsize
+    fits = f"{needed / 2**20:.0f} MiB of {free_bytes / 2**20:.0f} MiB free"
+    if needed <= free_bytes * DECODED_SHARE:
+        return dtype, f"decoding takes {fits}"
+    return None, f"decoding would take {fits}"
+
+
+def _all_stored_as_floats(source: ModelSource) -> bool:
+    return all(t.format.name in TORCH_DTYPES for t in source.tensors.values())
+
+
+def load_model(
+    source: ModelSource, options: ModelOptions, progress: Callable[[int], None] = lambda n_bytes: None
+) -> tuple[Decoder, Plan]:
+    """Builds the model of a file. ValueError for what the file or the options ask and cannot have."""
+    try:
+        config = read_config(source.kv)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
+    plan = plan_model(source, config, options)
+    devices = {plan.input_device, plan.output_device, *plan.layer_devices}
+    fused = options.flash_attn != "off"
+    ops = {d: Dispatch([TorchOps(d, activation_dtype(d), plan.weight_dtype, fused_attention=fused)]) for d in devices}
+    book = TensorBook(source, progress)
+    decoder = build_decoder(
+        config,
+        book,
+        ops[plan.input_device],
+        [ops[d] for d in plan.layer_devices],
+        ops[plan.output_device],
+        plan.n_ctx,
+    )
+    return decoder, plan

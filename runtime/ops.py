@@ -1,0 +1,205 @@
+"""The backend abstraction layer: what a device must be able to do to run a model.
+
+A backend implements some or all of `Ops`. Each call goes down an ordered list of backends; one that cannot serve a
+call returns `Declined` with the reason, the last (plain torch) takes everything. `attention_block` and `mlp_block`
+let a backend run a whole half of a layer in its own way; declined, the layer is composed of the single operations.
+
+Shapes: activations are [n_tokens, width], without a batch dimension (batch.py); matrices are [n_out, n_in].
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..loaders.stored import StoredTensor
+from ..quant.formats import Format
+from .batch import Batch
+from .cache import LayerCache
+from .config import Activation, RopePairing
+
+if TYPE_CHECKING:
+    from .layers import Attention, Mlp, Moe
+
+Angles = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """Not served by this backend, and why."""
+
+    reason: str
+
+
+class Weight(Protocol):
+    """A matrix [n_out, n_in], or a stack of them [n_experts, n_out, n_in], in whatever form its backend keeps it."""
+
+    @property
+    def format(self) -> Format: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def n_bytes(self) -> int:
+        """Memory taken on the device."""
+        ...
+
+    def expert(self, index: int) -> Weight:
+        """One matrix of a stack."""
+        ...
+
+    def dense(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """Rows [start, stop) of a matrix as numbers, [stop - start, n_in]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionParams:
+    """A layer's attention: scores are q.k * scale, soft-capped where softcap > 0; a query at position p sees the
+    keys at p - window + 1 … p where window > 0, all up to p otherwise."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+
+
+class Ops(Protocol):
+    """The operations. x, y, q, k, v: activations in `dtype`; norms and softmax are computed in float32."""
+
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def load(self, tensor: StoredTensor) -> Weight | Declined:
+        """A matrix or a stack of them from a file, kept on the device."""
+        ...
+
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor | Declined:
+        """Rows `ids` [n] of a matrix -> [n, n_in]: the embedding."""
+        ...
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor | Declined:
+        """x [n, n_in] -> x @ weight.T + bias, [n, n_out]."""
+        ...
+
+    def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor | Declined:
+        """The sum over each token's experts `ids` [n, n_used] of shares [n, n_used] times the expert's gated MLP."""
+        ...
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | Declined:
+        """RMSNorm over the last dimension."""
+        ...
+
+    def rope(self, x: torch.Tensor, angles: Angles, pairing: RopePairing) -> torch.Tensor | Declined:
+        """Rotates the first elements of each head: x [n, n_heads, head_dim], angles each [n, dim / 2]."""
+        ...
+
+    def glu(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor | Declined:
+        """activation(gate) * up."""
+        ...
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: LayerCache,
+        batch: Batch,
+        params: AttentionParams,
+    ) -> torch.Tensor | Declined:
+        """Writes k and v [n, n_kv_heads, head_dim] to the cache, then attends: q [n, n_heads, head_dim] -> same."""
+        ...
+
+    def attention_block(
+        self, block: Attention, x: torch.Tensor, angles: Angles, cache: LayerCache, batch: Batch
+    ) -> torch.Tensor | Declined:
+        """x + the attention half of a layer, norms included."""
+        ...
+
+    def mlp_block(self, block: Mlp | Moe, x: torch.Tensor) -> torch.Tensor | Declined:
+        """x + the MLP half of a layer, norms included."""
+        ...
+
+
+class Dispatch:
+    """`Ops` over an ordered list of backends on one device.
+
+    declined: how often each backend declined which operation and why, for --verbose.
+    """
+
+    def __init__(self, backends: Sequence[Ops]) -> None:
+        self.backends = list(backends)
+        self.name = " > ".join(b.name for b in self.backends)
+        self.device, self.dtype = backends[-1].device, backends[-1].dtype
+        self.declined: Counter[tuple[str, str, str]] = Counter()
+
+    def _offer(self, operation: str, *args: Any) -> Any:
+        """The first backend's result that is not Declined, or the last Declined."""
+        result: Any = Declined("there is no backend")
+        for backend in self.backends:
+            result = getattr(backend, operation)(*args)
+            if not isinstance(result, Declined):
+                return result
+            self.declined[backend.name, operation, result.reason] += 1
+        return result
+
+    def _call(self, operation: str, *args: Any) -> Any:
+        result = self._offer(operation, *args)
+        if isinstance(result, Declined):
+            tried = "; ".join(f"{b}: {why}" for b, op, why in self.declined if op == operation)
+            shapes = ", ".join(f"{a.dtype} {list(a.shape)}" for a in args if isinstance(a, torch.Tensor))
+            raise RuntimeError(f"no backend on {self.device} takes {operation}({shapes}): {tried}")
+        return result
+
+    def load(self, tensor: StoredTensor) -> Weight:
+        weight: Weight = self._call("load", tensor)
+        return weight
+
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
+        return self._tensor("rows", weight, ids)
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return self._tensor("linear", x, weight, bias)
+
+    def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor:
+        return self._tensor("experts", x, ids, shares, moe)
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return self._tensor("norm", x, weight, eps)
+
+    def rope(self, x: torch.Tensor, angles: Angles, pairing: RopePairing) -> torch.Tensor:
+        return self._tensor("rope", x, angles, pairing)
+
+    def glu(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        return self._tensor("glu", gate, up, activation)
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: LayerCache,
+        batch: Batch,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        return self._tensor("attention", q, k, v, cache, batch, params)
+
+    def attention_block(
+        self, block: Attention, x: torch.Tensor, angles: Angles, cache: LayerCache, batch: Batch
+    ) -> torch.Tensor:
+        result = self._offer("attention_block", block, x, angles, cache, batch)
+        return block.compose(self, x, angles, cache, batch) if isinstance(result, Declined) else result
+
+    def mlp_block(self, block: Mlp | Moe, x: torch.Tensor) -> torch.Tensor:
+        result = self._offer("mlp_block", block, x)
+        return block.compose(self, x) if isinstance(result, Declined) else result
+
+    def _tensor(self, operation: str, *args: Any) -> torch.Tensor:
+        result: torch.Tensor = self._call(operation, *args)
+        return result

@@ -1,0 +1,111 @@
+"""The cache's pages, stop texts, and dispatch over backends."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from naiad.runtime.backends.torch import TorchOps, attend
+from naiad.runtime.cache import PAGE_SIZE, PagedCache
+from naiad.runtime.config import ModelConfig, RopePairing
+from naiad.runtime.ops import AttentionParams, Declined, Dispatch
+from naiad.runtime.stop import StopFilter
+
+CPU = torch.device("cpu")
+
+
+def tiny_config() -> ModelConfig:
+    kv = {
+        "llama.block_count": 2,
+        "llama.embedding_length": 16,
+        "llama.context_length": 512,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.feed_forward_length": 32,
+    }
+    return ModelConfig.read(kv, "llama", RopePairing.NORM)
+
+
+def test_cache_grows_keeps_what_it_holds_and_stops_at_its_limit() -> None:
+    cache = PagedCache(tiny_config(), [CPU, CPU], torch.float32, max_tokens=20 * PAGE_SIZE)
+    pages: list[int] = []
+    cache.extend(pages, 1)
+    assert pages == [0]
+    cache.layers[1].k[0] = 7.0
+    cache.extend(pages, 15 * PAGE_SIZE + 1)
+    assert pages == list(range(16))
+    assert (cache.layers[1].k[0] == 7.0).all()
+    other: list[int] = []
+    with pytest.raises(ValueError, match="cache is full"):
+        cache.extend(other, 5 * PAGE_SIZE)
+    cache.extend(other, 4 * PAGE_SIZE)
+    cache.release(pages)
+    assert pages == []
+    assert sorted(cache.free + other) == list(range(20))
+
+
+def test_stop_filter_cuts_at_the_first_stop_text() -> None:
+    stop = StopFilter(["</end>", "<x>"])
+    assert stop.put("hello </e") == "hello "
+    assert stop.put("nd> more <x>") == ""
+    assert stop.found
+    assert stop.put("even more") == ""
+
+
+@given(st.text("ab<>", max_size=30), st.lists(st.text("ab<>", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_filter_equals_searching_the_whole_text(text: str, stops: list[str], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    stop = StopFilter(stops)
+    out = "".join(stop.put(piece) for piece in pieces) + stop.finish()
+    # A stream sees the stop text that ends first; the search must look for that one, not for the leftmost begin.
+    ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
+    assert stop.found == bool(ends)
+    if len(pieces) == 1 or not ends:
+        assert out == (text[: min(begin for _, begin in ends)] if ends else text)
+    else:
+        assert out in {text[:begin] for _, begin in ends}
+
+
+class Picky(TorchOps):
+    """A backend that takes only wide matrices."""
+
+    name = "picky"
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor | Declined:  # type: ignore[override]
+        return torch.full_like(x, 9.0) if x.shape[-1] > 4 else Declined("narrow")
+
+
+def test_dispatch_takes_the_first_that_does_not_decline() -> None:
+    ops = Dispatch([Picky(CPU, torch.float32, None), TorchOps(CPU, torch.float32, None)])
+    assert (ops.norm(torch.ones(2, 8), torch.ones(8), 1e-6) == 9.0).all()
+    torch.testing.assert_close(ops.norm(torch.ones(2, 4), torch.ones(4), 0.0), torch.ones(2, 4))
+    assert ops.declined == {("picky", "norm", "narrow"): 1}
+    assert ops.name == "picky > torch"
+
+
+def test_dispatch_says_why_when_all_decline() -> None:
+    ops = Dispatch([Picky(CPU, torch.float32, None)])
+    with pytest.raises(RuntimeError, match=r"no backend on cpu takes norm\(torch.float32 \[2, 4\].*picky: narrow"):
+        ops.norm(torch.ones(2, 4), torch.ones(4), 1e-6)
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 100])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize(("n", "length"), [(1, 1), (1, 9), (5, 5), (4, 11)])
+def test_attention_against_its_definition(n: int, length: int, softcap: float, window: int) -> None:
+    """A loop over queries and heads, written from the definition alone."""
+    params = AttentionParams(n_heads=6, n_kv_heads=2, head_dim=8, scale=0.3, softcap=softcap, window=window)
+    q, k, v = torch.randn(n, 6, 8), torch.randn(length, 2, 8), torch.randn(length, 2, 8)
+    expected = torch.empty_like(q)
+    for i in range(n):
+        position = length - n + i
+        first = max(0, position - window + 1) if window else 0
+        for head in range(6):
+            scores = k[first : position + 1, head // 3] @ q[i, head] * 0.3
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            expected[i, head] = scores.softmax(0) @ v[first : position + 1, head // 3]
+    for fused in (True, False):
+        torch.testing.assert_close(attend(q, k, v, params, fused=fused), expected)
