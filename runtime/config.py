@@ -16,6 +16,8 @@ MAX_LAYERS = 1024
 MAX_EXPERTS = 1024
 MAX_HEADS = 4096
 MAX_WIDTH = 2**20
+# Numbers that the rotation's frequencies are divided by; smaller ones make them infinite.
+MIN_ROPE_FACTOR = 1e-3
 
 
 class RopePairing(Enum):
@@ -134,8 +136,7 @@ class ModelConfig:
     def with_window(self, meta: Metadata, *, default: int, pattern: int) -> ModelConfig:
         """Sliding windows on all but every `pattern`-th layer, unless the file has a pattern of its own."""
         window = meta.integer("attention.sliding_window", default)
-        flags = meta.per_layer_flags("attention.sliding_window_pattern", self.n_layers)
-        sliding = flags or tuple(i % pattern < pattern - 1 for i in range(self.n_layers))
+        sliding = meta.layer_pattern("attention.sliding_window_pattern", self.n_layers, pattern)
         return replace(self, window=window, sliding=sliding if window else (False,) * self.n_layers)
 
 
@@ -150,6 +151,8 @@ def _read_rope(meta: Metadata, head_dim: int, n_ctx_train: int, pairing: RopePai
         raise ValueError(f"metadata {meta.architecture}.rope.dimension_count must be even, found {dim}")
     # 0 stands for "not scaled"; the second key is the one of old files.
     factor = meta.number("rope.scaling.factor", meta.number("rope.scale_linear", 0.0)) or 1.0
+    if factor < MIN_ROPE_FACTOR:
+        raise ValueError(f"metadata {meta.architecture}.rope.scaling.factor must not be tiny, found {factor:g}")
     scaling = meta.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear", "yarn", "longrope"):
         raise ValueError(
@@ -164,8 +167,8 @@ def _read_rope(meta: Metadata, head_dim: int, n_ctx_train: int, pairing: RopePai
         original_context=meta.integer("rope.scaling.original_context_length", 0) or n_ctx_train,
         attn_factor=meta.number("rope.scaling.attn_factor", 1.0),
         yarn_ext_factor=meta.number("rope.scaling.yarn_ext_factor", 1.0),
-        yarn_beta_fast=meta.number("rope.scaling.yarn_beta_fast", 32.0),
-        yarn_beta_slow=meta.number("rope.scaling.yarn_beta_slow", 1.0),
+        yarn_beta_fast=meta.number("rope.scaling.yarn_beta_fast", 32.0, low=MIN_ROPE_FACTOR),
+        yarn_beta_slow=meta.number("rope.scaling.yarn_beta_slow", 1.0, low=MIN_ROPE_FACTOR),
         yarn_log_multiplier=meta.number("rope.scaling.yarn_log_multiplier", 0.0),
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from .batch import Batch
 from .cache import PagedCache
-from .config import ModelConfig
+from .config import MIN_ROPE_FACTOR, ModelConfig
 from .layers import Attention, Linear, Mlp, Moe, Norm
 from .ops import AttentionParams, Dispatch, Weight
 from .rope import Rope, make_rope
@@ -117,6 +117,8 @@ def _rope(config: ModelConfig, book: TensorBook, device: torch.device, sliding: 
     ):
         if book.has(name):
             values = book.vector(name, rope.dim // 2, torch.device("cpu"))
+            if not bool(((values >= MIN_ROPE_FACTOR) & values.isfinite()).all()):
+                raise ValueError(f"{book.source.name}: tensor {name!r} must hold positive numbers")
             divisors = values if applies else divisors
     return make_rope(rope, divisors, device)
 

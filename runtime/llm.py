@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..loaders.chat_template import ChatTemplate, template_for
+from ..loaders.chat_template import ChatTemplate, adapt_messages, template_for
 from ..loaders.open import open_model
 from ..loaders.tokenizer import Tokenizer
 from .demo import demo_model
@@ -164,10 +164,10 @@ class LLM:
         """The tokens of a conversation, ready for the assistant's turn."""
         if self.chat_template is None:
             raise ValueError(f"{self.path} has no chat template; give one by name or as Jinja text (chat_template=…)")
-        text = self.chat_template.render(messages, add_generation_prompt=True)
-        # Many templates write the begin-of-text token themselves; it must not come twice.
-        bos = self._text(self.tokenizer.bos_id)
-        return self.tokenizer.encode(text, add_special=not (bos and text.startswith(bos)))
+        t = self.tokenizer
+        text = self.chat_template.render(adapt_messages(messages, self.chat_template), add_generation_prompt=True)
+        # Many templates write the begin-of-text token that the tokenizer adds, too; it must not come twice.
+        return t.encode(self.chat_template.without_added_tokens(text, add_bos=t.add_bos, add_eos=t.add_eos))
 
     def start(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Generation:
         """A generation that runs as it is iterated over; the other methods are made of this one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,11 +55,13 @@ class Metadata:
             raise self._wrong(key, "a string", value)
         return value
 
-    def per_layer_flags(self, key: str, n_layers: int) -> tuple[bool, ...] | None:
-        """One flag per layer, or None where the key is absent."""
-        if not self.has(key):
-            return None
-        value = self._value(key, None)
-        if not isinstance(value, np.ndarray | Sequence) or isinstance(value, str) or len(value) != n_layers:
-            raise self._wrong(key, f"an array of {n_layers} flags", value)
-        return tuple(bool(v) for v in value)
+    def layer_pattern(self, key: str, n_layers: int, period: int) -> tuple[bool, ...]:
+        """A flag for each layer: the file's, or true for all but every `period`-th; the file may give the period."""
+        value = self._value(key, period)
+        if isinstance(value, np.ndarray | list):
+            flags = list(value)
+            if len(flags) != n_layers or not all(isinstance(flag, int | np.integer | np.bool_) for flag in flags):
+                raise self._wrong(key, f"an array of {n_layers} flags", value)
+            return tuple(map(bool, flags))
+        period = self.integer(key, period, low=1)
+        return tuple(i % period < period - 1 for i in range(n_layers))

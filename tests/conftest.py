@@ -8,6 +8,12 @@ import torch
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """The tests' tensors are small: a second thread only waits, on a busy machine for long."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """The same random numbers in every run and every order of tests."""

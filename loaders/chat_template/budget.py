@@ -25,8 +25,8 @@ MAX_NESTING = 100
 MAX_INT_BITS = 4096
 
 # What things count as, in steps
-CALL = 10  # of a function or method
-FILTER = 3  # or test, or printed piece of a formatted or JSON text
+CALL = 20  # of a function or method
+FILTER = 5  # or test, or printed piece of a formatted or JSON text
 
 # What things count as, in characters: about their bytes.
 ITEM = 32  # a number or a container

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .template import ChatTemplate
@@ -31,8 +32,9 @@ class Takes:
     object_arguments: bool
 
 
+@lru_cache(maxsize=16)
 def takes(template: ChatTemplate) -> Takes:
-    """What this template can take; a few renderings, so worth keeping."""
+    """What this template can take; a few renderings, so the answer is kept."""
     arguments = {"naiad_argument": MARK}
     call = {"id": "call00001", "type": "function", "function": {"name": "tool1", "arguments": arguments}}
     called: list[Mapping[str, Any]] = [
@@ -60,10 +62,8 @@ def _shows(template: ChatTemplate, messages: Sequence[Mapping[str, Any]], but_no
     return MARK in prompt and not any(sign in prompt for sign in but_not)
 
 
-def adapt_messages(
-    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, able: Takes | None = None
-) -> list[dict[str, Any]]:
-    """New messages for `template.render`. able: what `takes` found, if the caller kept it.
+def adapt_messages(messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
+    """New messages for `template.render`.
 
     - a missing content becomes "", a developer the system
     - contents become one text (parts on lines of their own), or lists of parts, where the template takes only one
@@ -72,7 +72,7 @@ def adapt_messages(
 
     Raises ValueError for content parts that are not text and for arguments that are not JSON.
     """
-    able = able or takes(template)
+    able = takes(template)
     out = [_adapted(message, template, able) for message in messages]
     if not able.system and len(out) > 1 and out[0].get("role") == "system":
         texts = [message["content"] for message in out[:2]]

@@ -21,8 +21,10 @@ GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 LLAMA3 = rf"{CONTRACTION}|{WORD}|\p{{N}}{{1,3}}|{MARK}|{LINES}"
 QWEN2 = rf"{CONTRACTION}|{WORD}|\p{{N}}|{MARK}|{LINES}"
 QWEN35 = rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{LINES}"
+# A long run of spaces is cut into pieces; the look-behind says that a piece before this one has already looked for
+# a newline in the rest of the run.
 JAIS2 = (
-    rf"{CONTRACTION}|{WORD}|\p{{N}}{{1,3}}|{MARK}|\s*[\r\n]+|"
+    rf"{CONTRACTION}|{WORD}|\p{{N}}{{1,3}}|{MARK}|(?<![^\S\r\n])\s*[\r\n]+|"
     + "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
     + r"|\s{1,2}(?!\S)|\s"
 )
