@@ -41,7 +41,9 @@ print(json.dumps({
 
 
 def run(program: str, *arguments: str) -> str:
-    return subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True
+    ).stdout
 
 
 def opening(path: str, repetitions: int) -> tuple[list[float], list[float], int]:

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import chinese, questions, talk
-from .stories import HEROES, Story, expand, story
+from . import chinese, questions, talk, words
+from .stories import HEROES, Story, expand, story, with_article
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -83,15 +83,8 @@ def casually(request: str, rng: random.Random) -> str:
 def plural(subject: str) -> str:
     """'a cat' as 'cats', for subjects of one simple noun."""
     noun = subject.split(" ", 1)[1]
-    irregular = {"mouse": "mice", "wolf": "wolves", "goose": "geese", "child": "children", "fish": "fish", "sheep": "sheep",
-                 "deer": "deer", "leaf": "leaves", "fisherman": "fishermen", "snowman": "snowmen", "thief": "thieves"}  # fmt: skip
-    if noun in irregular:
-        return irregular[noun]
-    if noun.endswith(("s", "x", "ch", "sh")):
-        return noun + "es"
-    if noun.endswith("y") and noun[-2] not in "aeiou":
-        return noun[:-1] + "ies"
-    return noun + "s"
+    irregular = {"mouse": "mice", "fox": "foxes", "princess": "princesses"}
+    return irregular.get(noun, noun + "s")
 
 
 def story_exchange(
@@ -100,12 +93,7 @@ def story_exchange(
     """A request for a story and the story."""
     told = story(rng, kind)
     subject = told.subject
-    if (
-        subject.count(" ") == 1
-        and subject.startswith(("a ", "an "))
-        and subject.split()[1] in HEROES
-        and rng.random() < 0.12
-    ):
+    if subject.count(" ") == 1 and rng.random() < 0.12:
         subject = plural(subject)
     if requests is STORY_REQUESTS and rng.random() < 0.06:
         return rng.choice(ANY_STORY_REQUESTS), told
@@ -131,8 +119,21 @@ def about_the_story(told: Story, rng: random.Random) -> tuple[str, str]:
     )
 
 
+def other_story(rng: random.Random) -> tuple[str, str]:
+    """A request for a story that is not known, and another story in its place."""
+    others = [animal.kind for animal in words.ANIMALS if animal.kind not in HEROES]
+    unknown = with_article(rng.choice((*others, *words.PEOPLE, *words.PLANTS, *words.THINGS)))
+    if rng.random() < 0.3:
+        unknown = f"the {rng.choice(words.NATURE)}"
+    request = expand(rng.choice(STORY_REQUESTS), rng, {"subject": unknown})
+    told = story(rng)
+    return request, f"I do not know that story, but I know one about {with_article(told.kind)}. {told.text}"
+
+
 def story_chat(rng: random.Random) -> list[tuple[str, str]]:
     """One story; sometimes a question about it, thanks, or another story."""
+    if rng.random() < 0.15:
+        return [other_story(rng)]
     request, told = story_exchange(rng)
     pairs = [(request, told.text)]
     if rng.random() < 0.12:

@@ -41,48 +41,6 @@ LOST: Plot = (
         "{name} learned that a friend is worth more than any {thing}.",
     ),
 )
-RESCUE: Plot = (
-    (
-        "Every day {he} walked along the path and said hello to everyone.",
-        "{He} liked to walk (in the morning|after breakfast|before sunset) and look at the flowers.",
-        "One day {he} went out to pick flowers for {his} grandmother.",
-    ),
-    (
-        "On the way, {name} heard a small voice crying for help.",
-        'Suddenly {he} heard someone call, "Help! Please help me!"',
-        "Then {he} heard a sad sound coming from nearby.",
-    ),
-    (
-        "It was {friend}, a {other}, who had fallen into a deep hole.",
-        "A {other} named {friend} was stuck in the mud.",
-        "A {other} named {friend} was caught in a thorny bush.",
-    ),
-    (
-        '"Do not be afraid," said {name}. "I will help you."',
-        '"Stay calm," said {name}. "I know what to do."',
-        "{name} was not very strong, but {he} did not run away.",
-    ),
-    (
-        "{He} found a long rope and pulled with all {his} might.",
-        "{He} tied a rope to a tree, and {friend} held on to the other end.",
-        "{He} brought a strong branch and held it out to {friend}.",
-    ),
-    (
-        "After a while, {friend} was free.",
-        "It took a long time, but at last {friend} was safe.",
-        "Slowly, very slowly, {friend} came out.",
-    ),
-    (
-        "{friend} shared some {food} with {name} to say thank you.",
-        '"You saved me," said {friend}. "I will never forget it."',
-        "They sat down together in the sun and ate some {food}.",
-    ),
-    (
-        "{name} went home with a warm heart, because helping others feels good.",
-        "Since that day, the {kind} and the {other} have helped each other every day.",
-        "That evening {name} fell asleep with a smile.",
-    ),
-)
 LONELY: Plot = (
     (
         "{name} had no one to play with.",
@@ -159,40 +117,6 @@ SHARING: Plot = (
         "That is how {name} learned that what you share comes back to you.",
         '"You shared with me," said {friend}, "and now I share with you."',
         "The {kind} and the {other} have shared everything ever since.",
-    ),
-)
-HONEST: Plot = (
-    (
-        "One day {he} was playing with a {thing} in the house of {friend}, an old {other}.",
-        "One rainy day, {he} was running through the house of {friend}, a kind {other}.",
-    ),
-    (
-        "Crash! A {colour} vase fell to the floor and broke.",
-        "Suddenly there was a crash, and {friend}'s {colour} cup lay on the floor in pieces.",
-    ),
-    (
-        "Nobody had seen it, and {name} wanted to run away.",
-        "{name} hid the pieces {spot} and said nothing.",
-    ),
-    (
-        "But all day long {his} stomach felt heavy, and even {food} did not taste good.",
-        "That night, {he} could not sleep.",
-    ),
-    (
-        'In the end, {he} went to {friend} and said, "I broke it. I am very sorry."',
-        "The next morning, {he} told {friend} the whole truth.",
-    ),
-    (
-        "{friend} was quiet for a moment and then smiled.",
-        '"Thank you for telling me," said {friend}.',
-    ),
-    (
-        '"A broken thing can be mended," said {friend}, "but the truth is worth more than gold."',
-        "They took some glue and put the pieces together again.",
-    ),
-    (
-        "{name} felt as light as a feather.",
-        "From that day on, {name} always told the truth, and everyone trusted {him}.",
     ),
 )
 PARTY: Plot = (

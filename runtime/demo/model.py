@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+EMBEDDING_STD = 0.5
+# The first of the tokenizer's special tokens.
+END_OF_TEXT_ID = 0
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -42,6 +46,13 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
 
+def document_mask(ids: Tensor) -> Tensor:
+    """True where a token may look: back, and not past the end of the document before its own."""
+    document = F.pad((ids == END_OF_TEXT_ID).long().cumsum(1), (1, -1))
+    same = document[:, :, None] == document[:, None, :]
+    return (same & same.new_ones(same.shape[1:]).tril())[:, None]
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each with its norm and its residual."""
 
@@ -59,8 +70,8 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(width, config.n_ff, bias=False)
         self.ffn_down = nn.Linear(config.n_ff, width, bias=False)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """`x` [batch, tokens, n_embd] -> the same shape."""
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
+        """`x` [batch, tokens, n_embd] -> the same shape; mask [batch, 1, tokens, tokens]: who sees whom."""
         h = self.attn_norm(x)
         q, k, v = (
             linear(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -68,7 +79,7 @@ class Block(nn.Module):
         )
         q, k = rotate(q, table), rotate(k, table)
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.attn_output(attended.transpose(1, 2).flatten(-2))
         h = self.ffn_norm(x)
         down: Tensor = self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
@@ -84,15 +95,21 @@ class DemoModel(nn.Module):
         self.token_embd = nn.Embedding(config.n_vocab, config.n_embd)
         self.blk = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.output_norm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
-        for name, parameter in self.named_parameters():
+        self._initialise()
+        self.register_buffer("rope", rope_table(config), persistent=False)
+
+    def _initialise(self) -> None:
+        """Embeddings of a size that the first layer can tell apart; the last norm keeps the logits small all the same."""
+        nn.init.normal_(self.token_embd.weight, std=EMBEDDING_STD)
+        nn.init.constant_(self.output_norm.weight, 0.05 / EMBEDDING_STD)
+        for name, parameter in self.blk.named_parameters():
             if parameter.ndim == 2:
                 ends_residual = name.endswith(("attn_output.weight", "ffn_down.weight"))
-                nn.init.normal_(parameter, std=0.02 / ((2 * config.n_layers) ** 0.5 if ends_residual else 1.0))
-        self.register_buffer("rope", rope_table(config), persistent=False)
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * (0.1**0.5 if ends_residual else 1.0))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [batch, tokens] -> logits [batch, tokens, n_vocab]."""
-        x = self.token_embd(ids)
+        x, mask = self.token_embd(ids), document_mask(ids)
         for block in self.blk:
-            x = block(x, self.rope)
+            x = block(x, self.rope, mask)
         return F.linear(self.output_norm(x), self.token_embd.weight)

@@ -27,14 +27,21 @@ class Place(NamedTuple):
         return f"{self.at} {self.name}"
 
 
-GIRLS = (
-    "Mia", "Lily", "Anna", "Rosa", "Nina", "Ella", "Ruby", "Sara", "Luna", "Molly", "Daisy", "Emma",
-    "Kate", "Lucy", "Poppy", "Tina", "Zoe", "Bella", "Clara", "Hazel", "Ivy", "Maya", "Olive", "Penny",
-)  # fmt: skip
-BOYS = (
-    "Tom", "Ben", "Max", "Leo", "Sam", "Oscar", "Felix", "Jack", "Milo", "Toby", "Finn", "Hugo",
-    "Noah", "Oliver", "Peter", "Theo", "Bruno", "Charlie", "Danny", "Eli", "George", "Henry", "Rocky", "Simon",
-)  # fmt: skip
+# The heroes of stories: name, whether a girl, and the friend's kind. A tiny model cannot learn from few words to repeat
+# just any name, so who is asked for settles who appears.
+CAST: dict[str, tuple[str, bool, str]] = {
+    "cat": ("Lily", True, "mouse"), "mouse": ("Max", False, "cat"), "dog": ("Ben", False, "rabbit"),
+    "rabbit": ("Daisy", True, "dog"), "fox": ("Felix", False, "hen"), "hen": ("Clara", True, "fox"),
+    "bear": ("Bruno", False, "bee"), "bee": ("Bella", True, "bear"), "lion": ("Leo", False, "zebra"),
+    "zebra": ("Zoe", True, "lion"), "elephant": ("Ella", True, "monkey"), "monkey": ("Milo", False, "elephant"),
+    "horse": ("Henry", False, "duck"), "duck": ("Poppy", True, "horse"), "frog": ("Toby", False, "turtle"),
+    "turtle": ("Tina", True, "frog"), "owl": ("Olive", True, "squirrel"), "squirrel": ("Sam", False, "owl"),
+    "penguin": ("Peter", False, "whale"), "whale": ("Hazel", True, "penguin"), "dragon": ("Rocky", False, "princess"),
+    "princess": ("Rosa", True, "dragon"), "robot": ("Finn", False, "girl"), "girl": ("Mia", True, "robot"),
+    "boy": ("Tom", False, "king"), "king": ("George", False, "boy"),
+}  # fmt: skip
+GIRLS = ("Anna", "Kate", "Nina", "Sara")
+BOYS = ("Hugo", "Jack", "Noah", "Theo")
 
 ANIMALS = (
     Animal("cat", "meows", "in a house", "fish and meat", "kitten"),
@@ -91,20 +98,12 @@ ANIMALS = (
     Animal("raccoon", "", "in a hollow tree", "fruit, nuts and fish", "kit"),
 )
 
-# Heroes of stories that are no animals of the table above.
+# Subjects that no story is known about.
 PEOPLE = (
-    "girl", "boy", "king", "queen", "princess", "prince", "knight", "baker", "farmer", "teacher", "sailor",
-    "pirate", "wizard", "witch", "fairy", "giant", "painter", "gardener", "fisherman", "shepherd", "doctor",
-    "astronaut", "inventor", "musician", "dancer", "tailor", "grandmother", "grandfather", "cook", "child",
-    "student", "firefighter", "clown", "mermaid", "elf", "dwarf", "detective", "scientist", "pilot",
+    "queen", "prince", "knight", "baker", "farmer", "teacher", "sailor", "pirate", "wizard", "witch", "fairy", "giant",
+    "painter", "gardener", "fisherman", "shepherd", "doctor", "astronaut", "musician", "grandmother", "clown", "mermaid",
+    "unicorn", "dinosaur", "monster", "ghost", "alien", "snowman", "puppy", "kitten", "chicken", "swan", "hamster", "pony",
 )  # fmt: skip
-CREATURES = (
-    "dragon", "unicorn", "robot", "dinosaur", "monster", "ghost", "alien", "snowman", "kitten", "puppy",
-    "bunny", "chicken", "rooster", "swan", "hamster", "pony", "lamb", "caterpillar", "ladybird", "bat", "seal",
-    "rhino", "hippo", "crow", "sparrow", "pigeon", "eagle", "peacock", "lizard", "worm", "dragonfly", "firefly",
-)  # fmt: skip
-MALE = frozenset(("boy", "king", "prince", "wizard", "fisherman", "grandfather", "shepherd", "rooster", "snowman"))
-FEMALE = frozenset(("girl", "queen", "princess", "witch", "fairy", "grandmother", "mermaid", "hen", "cow"))
 
 THINGS = (
     "kite", "ball", "toy boat", "lamp", "umbrella", "paper plane", "drum", "music box",
@@ -122,58 +121,30 @@ PLANTS = (
     "tree", "flower", "rose", "sunflower", "apple tree", "pumpkin", "seed", "oak tree", "carrot", "strawberry",
     "tulip", "bean", "cherry tree", "daisy", "tomato", "lemon tree", "mushroom",
 )  # fmt: skip
-IDEAS = (
-    "friendship", "kindness", "courage", "honesty", "sharing", "patience", "love", "hope", "helping others", "a gift",
-    "a birthday", "winter", "summer", "spring", "autumn", "a rainy day", "a dream", "a journey", "an adventure",
-    "hard work", "a secret", "a surprise", "friends", "a family", "home", "magic", "treasure", "Christmas", "a party",
-)  # fmt: skip
-
-TRAITS = (
-    "small", "little", "young", "kind", "brave", "clever", "shy", "curious", "cheerful", "gentle", "quiet",
-    "friendly", "happy", "playful", "careful", "lonely", "busy", "sleepy", "funny", "proud", "lazy", "hungry",
-)  # fmt: skip
-COLOURS = ("red", "blue", "green", "yellow", "white", "orange", "purple", "pink", "golden", "silver")
+TRAITS = ("small", "little", "young", "kind", "brave", "clever", "shy", "curious", "cheerful", "friendly")
+COLOURS = ("red", "blue", "green", "yellow", "white", "golden")
 
 PLACES = (
     Place("in", "the green forest"), Place("by", "the quiet river"), Place("near", "the old mill"),
     Place("on", "a sunny hill"), Place("in", "a small village"), Place("by", "the blue sea"),
-    Place("on", "a little farm"), Place("near", "the tall mountains"), Place("in", "a busy town"),
-    Place("by", "a clear lake"), Place("in", "a warm valley"), Place("at", "the edge of the woods"),
-    Place("on", "a small island"), Place("in", "a big garden"), Place("near", "the stone bridge"),
-    Place("in", "a cosy house"),
+    Place("on", "a little farm"), Place("by", "a clear lake"),
 )  # fmt: skip
 SPOTS = (
-    Place("under", "the bed"), Place("behind", "the door"), Place("in", "the tall grass"), Place("under", "the old oak"),
-    Place("by", "the well"), Place("in", "the garden"), Place("behind", "the barn"), Place("on", "the roof"),
-    Place("near", "the gate"), Place("under", "the bridge"), Place("in", "the kitchen"), Place("by", "the pond"),
+    Place("behind", "the door"), Place("in", "the tall grass"), Place("under", "the old oak"), Place("by", "the well"),
+    Place("behind", "the barn"), Place("near", "the gate"),
 )  # fmt: skip
-TREASURES = (
-    "ball", "hat", "scarf", "bell", "kite", "key", "book", "drum", "ring", "coin", "lantern", "basket", "button",
-    "whistle", "toy boat", "blanket", "cup", "map",
-)  # fmt: skip
-FOODS = (
-    "apples", "berries", "pears", "nuts", "carrots", "cherries", "plums", "pancakes", "cookies", "honey cakes",
-)  # fmt: skip
+TREASURES = ("ball", "hat", "scarf", "bell", "kite", "key", "book", "drum")
+FOODS = ("apples", "berries", "pears", "nuts", "cookies")
 SKILLS = (
     ("swim", "swam across the pond"), ("sing", "sang a clear and happy song"), ("paint", "painted a bright picture"),
     ("dance", "danced without a single wrong step"), ("climb", "climbed to the top of the tallest tree"),
-    ("skate", "skated all the way around the frozen lake"), ("whistle", "whistled a merry tune"),
-    ("play the flute", "played a whole song on the flute"), ("bake bread", "baked a warm and golden loaf"),
-    ("read", "read a whole book aloud"), ("count the stars", "counted a hundred stars"),
-    ("jump over the stream", "jumped over the stream with room to spare"),
-    ("row a boat", "rowed the boat across the lake"), ("juggle", "juggled four apples at once"),
+    ("whistle", "whistled a merry tune"),
 )  # fmt: skip
 FEARS = (
     ("the dark", "walked through the dark garden", "the dark was only the day asleep"),
     ("thunder", "listened to the thunder without hiding", "thunder was only a loud noise"),
     ("deep water", "put one foot and then the other into the lake", "the water was cool and soft"),
     ("high places", "climbed up to the top of the tower", "the view was worth every step"),
-    ("big dogs", "walked up to the big dog next door", "the dog only wanted to play"),
-    ("new places", "walked into the new school", "there were friends everywhere"),
     ("the wind", "stood outside in the wind", "the wind only wanted to play"),
-    (
-        "speaking in front of others",
-        "stood up and spoke to the whole village",
-        "everybody was happy to listen",
-    ),
 )
+ELDERS = ("mother", "father", "grandmother", "grandfather")

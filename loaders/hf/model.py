@@ -1,7 +1,7 @@
 """Opens a Hugging Face checkpoint folder as if llama.cpp's converter had made a GGUF file of it, without a copy.
 
-config.json and the tokenizer's files become metadata (hf_config.py, hf_tokenizer.py), the safetensors files' tensors
-get GGUF's names (hf_tensors.py); what has to be changed in them is changed when they are read.
+config.json and the tokenizer's files become metadata (config.py, tokenizer.py), the safetensors files' tensors
+get GGUF's names (tensors.py); what has to be changed in them is changed when they are read.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .hf_config import HFConfig, read_config
-from .hf_tensors import HFTensors, Piece
-from .hf_tokenizer import tokenizer_kv
+from .config import HFConfig, read_config
+from .tensors import HFTensors, Piece
+from .tokenizer import tokenizer_kv
 from .json_file import read_json
 from .safetensors_file import SafetensorsFile
-from .stored import StoredTensor
+from ..stored import StoredTensor
 
 # general.file_type by the format of the first matrix.
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}

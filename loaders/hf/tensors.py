@@ -10,10 +10,10 @@ from functools import partial
 import gguf
 import torch
 
-from ..quant.formats import BF16, F16, F32, Format
-from .hf_config import HFConfig
+from ...quant.formats import BF16, F16, F32, Format
+from .config import HFConfig
 from .safetensors_file import SafetensorsFile
-from .stored import StoredTensor
+from ..stored import StoredTensor
 
 TORCH_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 

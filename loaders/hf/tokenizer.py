@@ -15,6 +15,8 @@ from .json_file import read_json
 from .sentencepiece_file import TokenType, read_sentencepiece
 
 SPACE = "\u2581"
+# JSON can write halves of characters, which no text has.
+SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_TEMPLATE_BYTES = 2**20
 ADDED_SCORE, PADDING_SCORE = -1000.0, -10000.0
 ID_KEYS = {
@@ -76,7 +78,7 @@ class _Vocabulary:
     def put(self, token: Any, text: Any, score: float, kind: TokenType) -> None:
         if type(token) is not int or not 0 <= token < len(self.tokens):
             raise ValueError(f"{self.where}: token id {token!r} is outside 0 ... {len(self.tokens) - 1}")
-        if not isinstance(text, str) or not _is_utf8(text):
+        if not isinstance(text, str) or SURROGATE.search(text):
             raise ValueError(f"{self.where}: token {token} must be valid text, found {text!r}")
         self.tokens[token], self.scores[token], self.types[token] = text, score, kind
 
@@ -149,7 +151,7 @@ def _fill_from_json(vocabulary: _Vocabulary, tokenizer: Mapping[str, Any]) -> No
             kind = TokenType.UNKNOWN
         vocabulary.put(token, text, 0.0, kind)
     for entry in _added_tokens(tokenizer, vocabulary.where):
-        if entry.get("content") != unknown:
+        if unknown is None or entry.get("content") != unknown:
             vocabulary.put_added(entry.get("id"), entry)
 
 
@@ -197,10 +199,13 @@ def _merges(where: str, tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
         raise ValueError(f"{where}: the model has no list of merges")
     pairs = []
     for merge in merges:
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and _is_utf8(p) for p in parts):
-            raise ValueError(f"{where}: a merge must be a pair of tokens, found {str(merge)[:80]}")
-        pairs.append((parts[0].replace(" ", "\u0120"), parts[1].replace(" ", "\u0120")))
+        match merge.split(" ") if isinstance(merge, str) else merge:
+            case [str(left), str(right)]:
+                pairs.append((left.replace(" ", "\u0120"), right.replace(" ", "\u0120")))
+            case _:
+                raise ValueError(f"{where}: a merge must be a pair of tokens, found {str(merge)[:80]}")
+    if SURROGATE.search("".join(map("".join, pairs))):
+        raise ValueError(f"{where}: the merges must be valid text")
     return pairs
 
 
@@ -345,7 +350,3 @@ def _text_of(value: Any, key: str = "content") -> str | None:
 
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else value
-
-
-def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
