@@ -31,7 +31,8 @@ def fetch_model(repo: str, file: str | None = None) -> Path:
             return Path(snapshot_download(repo_id, allow_patterns=patterns))
         if chosen is None:
             raise ValueError(f"{repo_id} has no GGUF file{f' for {quant}' if quant else ''}: {_listed(names)}")
-        return [Path(hf_hub_download(repo_id, name)) for name in split_parts(chosen)][0]
+        first, *_ = [hf_hub_download(repo_id, name) for name in split_parts(chosen)]
+        return Path(first)
     except Exception as error:
         if isinstance(error, ValueError | OSError) and not type(error).__module__.startswith("huggingface_hub"):
             raise

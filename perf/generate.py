@@ -84,20 +84,21 @@ def spread(values: list[float]) -> str:
 
 
 def compare(path: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    engines: list[Naiad | LlamaCpp] = [Naiad(path, arguments)]
+    naiad = Naiad(path, arguments)
+    engines: list[Naiad | LlamaCpp] = [naiad]
     try:
         engines.append(LlamaCpp(path, arguments))
     except ImportError:
         print("llama.cpp is not here: pip install naiad-llm[llama-cpp]")
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, engines[0].n_vocab, (arguments.prompt,), generator=generator).tolist()
+    prompt = torch.randint(0, naiad.n_vocab, (arguments.prompt,), generator=generator).tolist()
     for engine in engines:
         measure(engine, prompt, 2)
     runs: dict[str, list[tuple[float, float]]] = {e.name: [] for e in engines}
     for _ in range(arguments.repetitions):
         for engine in engines:
             runs[engine.name].append(measure(engine, prompt, arguments.generate))
-    print(f"\n{path}\n{engines[0].llm.plan.describe(engines[0].llm.decoder.config)[-1]}")  # type: ignore[union-attr]
+    print(f"\n{path}\n{naiad.llm.plan.describe(naiad.llm.decoder.config)[-1]}")
     result: dict[str, Any] = {
         "file": path.rsplit("/", 1)[-1],
         "prompt": arguments.prompt,

@@ -14,8 +14,9 @@ import pytest
 import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
-from naiad.loaders.hf.tokenizer import PRE_NAMES, PRE_NAMES_IGNORING_MERGES, pre_name, tokenizer_kv
+from naiad.loaders.gguf import GGUFFile
 from naiad.loaders.hf.sentencepiece_file import TokenType, read_sentencepiece
+from naiad.loaders.hf.tokenizer import PRE_NAMES, PRE_NAMES_IGNORING_MERGES, pre_name, tokenizer_kv
 from naiad.loaders.tokenizer import Tokenizer
 from naiad.loaders.tokenizer.pretokenizers import pre_tokenizer
 
@@ -332,3 +333,32 @@ def test_damaged_sentencepiece_is_read_or_raises_value_error(shared_data: Path, 
             read_sentencepiece(path)
         except ValueError as error:
             assert str(error).startswith(str(path))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama", "gemma2"])
+def test_a_tokenizer_json_inside_a_gguf_file(shared_data: Path, name: str) -> None:
+    """A file with tokenizer.huggingface.json alone gives the ids of the file that llama.cpp's converter wrote."""
+    written = GGUFFile(shared_data / "tiny" / f"{name}.gguf").kv
+    embedded = {
+        key: value for key, value in written.items() if key.endswith(("_token_id", "add_space_prefix", "add_bos_token"))
+    }
+    embedded["tokenizer.huggingface.json"] = (shared_data / "tiny" / name / "tokenizer.json").read_text()
+    ours, theirs = Tokenizer.from_kv(embedded), Tokenizer.from_kv(written)
+    for text in ("Hello world", "  two  spaces\n\nand 12345 naïve 你好 🐱", ""):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (5, "must be a string, found int"),
+        ("{", "not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"model": {"type": "BPE", "vocab": {"a": 900000000}, "merges": []}}', "1 tokens have ids up to 900000000"),
+        ('{"model": {"type": "WordLevel", "vocab": {"a": 0}}}', "type BPE"),
+    ],
+)
+def test_bad_embedded_tokenizers(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_kv({"tokenizer.huggingface.json": value})

@@ -107,10 +107,11 @@ def hub() -> Iterator[str]:
 
 
 def fetch(endpoint: str, home: str, *arguments: str, offline: bool = False) -> str:
-    """In a process of its own: the Hub's library reads its settings when it is imported. What it prints, or its error."""
+    """What a process of its own prints: the Hub's library reads its settings when it is imported."""
     program = (
         "import sys\nfrom naiad.loaders.hub import fetch_model\n"
-        "try: print(fetch_model(*sys.argv[1:]).read_text())\nexcept (OSError, ValueError) as e: print(type(e).__name__, e)"
+        "try: print(fetch_model(*sys.argv[1:]).read_text())\n"
+        "except (OSError, ValueError) as e: print(type(e).__name__, e)"
     )
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
     environment["HF_HUB_OFFLINE"] = str(int(offline))

@@ -1,6 +1,7 @@
 """Samplers against llama.cpp's definitions, and the random draw against C++'s."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from naiad import SamplingParams
 from naiad.runtime.sampling import Sampler
 
-OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def logits_of(probabilities: list[float]) -> torch.Tensor:
@@ -19,7 +20,7 @@ def logits_of(probabilities: list[float]) -> torch.Tensor:
 def kept(params: SamplingParams, probabilities: list[float]) -> list[int]:
     """The tokens that the filters leave, likeliest first."""
     ids, _ = Sampler(params)._filter(logits_of(probabilities).numpy())
-    return ids.tolist()
+    return [int(i) for i in ids]
 
 
 # llama.cpp's own sampler test: probabilities, parameter, how many tokens stay.
@@ -123,7 +124,7 @@ def test_distribution() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 33.4
 
 
-BAD = [
+BAD: list[dict[str, Any]] = [
     {"temperature": math.nan},
     {"temperature": math.inf},
     {"top_p": -0.1},
@@ -141,10 +142,10 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
-def test_impossible_values_are_refused(bad: dict[str, float]) -> None:
+def test_impossible_values_are_refused(bad: dict[str, Any]) -> None:
     (name,) = bad
     with pytest.raises(ValueError, match=name):
-        SamplingParams(**bad)  # type: ignore[arg-type]
+        SamplingParams(**bad)
 
 
 def test_hostile_logits_still_give_a_token() -> None:

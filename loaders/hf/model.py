@@ -11,12 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..stored import StoredTensor
 from .config import HFConfig, read_config
-from .tensors import HFTensors, Piece
-from .tokenizer import tokenizer_kv
 from .json_file import read_json
 from .safetensors_file import SafetensorsFile
-from ..stored import StoredTensor
+from .tensors import HFTensors, Piece
+from .tokenizer import tokenizer_kv
 
 # general.file_type by the format of the first matrix.
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from ...quant.formats import BF16, F16, F32, Format
-from .json_file import parse_json
 from ..stored import TensorFile, swap_bytes
+from .json_file import parse_json
 
 # The limit of the reference implementation.
 MAX_HEADER_BYTES = 100_000_000

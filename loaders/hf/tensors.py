@@ -9,11 +9,12 @@ from functools import partial
 
 import gguf
 import torch
+from einops import rearrange
 
 from ...quant.formats import BF16, F16, F32, Format
+from ..stored import StoredTensor
 from .config import HFConfig
 from .safetensors_file import SafetensorsFile
-from ..stored import StoredTensor
 
 TORCH_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 
@@ -186,8 +187,8 @@ class _Rows:
 
 def interleave(values: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Rows of heads whose halves rotate together (i, i + dim / 2), moved so that neighbours do (2i, 2i + 1)."""
-    rows = values.view(n_heads, 2, -1, *values.shape[1:])
-    return rows.transpose(1, 2).reshape(values.shape)
+    rows: torch.Tensor = rearrange(values, "(heads two pair) ... -> (heads pair two) ...", heads=n_heads, two=2)
+    return rows
 
 
 def _check_format(piece: Piece) -> None:

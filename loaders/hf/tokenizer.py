@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .json_file import read_json
+from ..tokenizer.vocab import EMBEDDED_KEY
+from .json_file import parse_json, read_json
 from .sentencepiece_file import TokenType, read_sentencepiece
 
 SPACE = "\u2581"
@@ -99,24 +100,55 @@ def tokenizer_kv(folder: Path, architecture: str, n_vocab: int) -> dict[str, Any
     fast = files.get("tokenizer.json")
     where = str(folder / ("tokenizer.json" if fast else "tokenizer.model"))
     vocabulary = _Vocabulary.empty(where, n_vocab)
-    kv: dict[str, Any]
-    if fast and _part(fast, "decoder").get("type") == "ByteLevel":
-        _fill_from_json(vocabulary, fast)
-        merges = _merges(where, fast)
-        kv = {"model": "gpt2", "pre": pre_name(fast, where), "merges": [" ".join(pair) for pair in merges]}
-    elif (folder / "tokenizer.model").exists():
+    if (folder / "tokenizer.model").exists() and not (fast and _is_byte_level(fast)):
         dummy_prefix = _fill_from_sentencepiece(vocabulary, folder / "tokenizer.model", files, architecture)
-        kv = {"model": "llama", "pre": "default", "add_space_prefix": dummy_prefix}
+        kv: dict[str, Any] = {"model": "llama", "pre": "default", "add_space_prefix": dummy_prefix}
     elif fast:
-        _fill_from_json(vocabulary, fast)
-        _score_by_merges(vocabulary, _merges(where, fast))
-        kv = {"model": "llama", "pre": "default", "add_space_prefix": _puts_space_before(fast)}
+        kv = _json_kv(vocabulary, fast)
     else:
         return {}
     kv |= _tokens_kv(vocabulary, scored=kv["model"] == "llama")
     kv |= _special_kv(files, vocabulary)
     _space_prefix(kv, files, architecture)
     return {f"tokenizer.ggml.{key}": value for key, value in kv.items()} | _template_kv(folder, files)
+
+
+def embedded_tokenizer_kv(kv: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a GGUF file whose tokenizer is a whole tokenizer.json, under EMBEDDED_KEY.
+
+    What the file has under tokenizer.ggml.* wins over what the JSON says.
+    """
+    text = kv[EMBEDDED_KEY]
+    if not isinstance(text, str):
+        raise ValueError(f"{EMBEDDED_KEY} must be a string, found {type(text).__name__}")
+    fast = parse_json(text.encode("utf-8", "surrogateescape"), EMBEDDED_KEY)
+    ids = [entry.get("id") for entry in _added_tokens(fast, EMBEDDED_KEY)]
+    vocab = _part(fast, "model").get("vocab")
+    ids += vocab.values() if isinstance(vocab, dict) else []
+    n_vocab = 1 + max((i for i in ids if type(i) is int), default=-1)
+    if n_vocab > len(ids):
+        raise ValueError(f"{EMBEDDED_KEY}: {len(ids)} tokens have ids up to {n_vocab - 1}")
+    vocabulary = _Vocabulary.empty(EMBEDDED_KEY, n_vocab)
+    found = _json_kv(vocabulary, fast)
+    found |= _tokens_kv(vocabulary, scored=found["model"] == "llama") | _special_kv(
+        {"tokenizer.json": fast}, vocabulary
+    )
+    return {f"tokenizer.ggml.{key}": value for key, value in found.items()} | dict(kv)
+
+
+def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
+    return _part(tokenizer, "decoder").get("type") == "ByteLevel"
+
+
+def _json_kv(vocabulary: _Vocabulary, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills the vocabulary from a tokenizer.json; the kind of model, and what belongs to it."""
+    where = vocabulary.where
+    _fill_from_json(vocabulary, tokenizer)
+    merges = _merges(where, tokenizer)
+    if _is_byte_level(tokenizer):
+        return {"model": "gpt2", "pre": pre_name(tokenizer, where), "merges": [" ".join(pair) for pair in merges]}
+    _score_by_merges(vocabulary, merges)
+    return {"model": "llama", "pre": "default", "add_space_prefix": _puts_space_before(tokenizer)}
 
 
 def _tokens_kv(vocabulary: _Vocabulary, *, scored: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import Sequence as Steps
 
 from .byte_letters import LETTERS
 from .kv import KV, read_strings
+from .library import encode_texts, guarded
 from .pretokenizers import PreTokenizer
 from .unicode import WHITE_SPACE, is_text, lower
 from .vocab import PREFIX, Vocab
@@ -23,15 +24,16 @@ class BPE:
 
     def __init__(self, vocab: Vocab, kv: KV) -> None:
         assert vocab.pre is not None
-        self._pre, self._ids = vocab.pre, vocab.ids
+        pre = self._pre = vocab.pre
+        self._ids = vocab.ids
         self._escape_spaces = vocab.rules.escape_spaces
         self._lowercase = vocab.rules.lowercase
         self._drop_spaces = vocab.model == "whitespace"
         # A letter that is no token stands between its neighbours, so that they do not merge, and is dropped after.
         self._unknown = len(vocab.tokens)
-        self._tokenizer = Tokenizer(_model(vocab, vocab.pre, _merges(kv, vocab)))
-        self._tokenizer.pre_tokenizer = _steps(vocab.pre)
-        complete = not vocab.pre.raw_utf8 and all(letter in vocab.ids for letter in LETTERS)
+        self._tokenizer = Tokenizer(_model(vocab, pre, _merges(kv, vocab)))
+        self._tokenizer.pre_tokenizer = _steps(pre)
+        complete = not pre.raw_utf8 and all(letter in vocab.ids for letter in LETTERS)
         self._may_drop = not complete
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
@@ -62,18 +64,9 @@ class BPE:
         else:
             yield text
 
-    def _encode_texts(self, texts: list[str]) -> Iterator[list[int]]:
-        try:
-            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except BaseException as error:
-            # The library panics where a regular expression gives up (ten million steps back in one match).
-            if type(error).__name__ != "PanicException":
-                raise
-            longest = max(map(len, texts))
-            raise ValueError(f"cannot tokenise a text of {longest} characters: {error}") from None
-        for encoding in encodings:
-            ids: list[int] = encoding.ids
-            yield [i for i in ids if i != self._unknown] if self._may_drop else ids
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        encoded = encode_texts(self._tokenizer, texts)
+        return [[i for i in ids if i != self._unknown] for ids in encoded] if self._may_drop else encoded
 
 
 def _steps(pre: PreTokenizer) -> Steps:
@@ -108,17 +101,12 @@ def _model(vocab: Vocab, pre: PreTokenizer, merges: list[tuple[str, str]]) -> mo
         # Tokens that are not UTF-8 match no text.
         letters = {text: token for text, token in letters.items() if is_text(text)}
         merges = [merge for merge in merges if is_text("".join(merge))]
+    options = {"unk_token": unknown, "byte_fallback": pre.raw_utf8, "ignore_merges": pre.ignore_merges}
     try:
-        return models.BPE(
-            letters,
-            merges,
-            unk_token=unknown,
-            byte_fallback=pre.raw_utf8,
-            ignore_merges=pre.ignore_merges,
-        )
-    except Exception as error:
+        return guarded("bad vocabulary", lambda: models.BPE(letters, merges, **options))
+    except ValueError:
         _check_merges(merges, vocab)
-        raise ValueError(f"the tokenizers library refuses the vocabulary: {error}") from error
+        raise
 
 
 def _check_merges(merges: list[tuple[str, str]], vocab: Vocab) -> None:

@@ -29,8 +29,7 @@ class Pieces:
         """The bytes of one token; control and unknown tokens are empty unless `special`."""
         piece = self._known.get(token)
         if piece is None:
-            if not 0 <= token < len(self._vocab.tokens):
-                raise ValueError(f"token {token} is outside the vocabulary of {len(self._vocab.tokens)}")
+            self._vocab.check(token)
             piece = self._known[token] = self._make(token)
         return b"" if not special and self._vocab.attrs[token] & HIDDEN else piece
 

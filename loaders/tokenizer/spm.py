@@ -10,14 +10,11 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
+from .remember import remembering
 from .vocab import Vocab
 
 SPACE = "▁"
-# Longer words are rare; remembering them would cost more memory than time.
-MAX_REMEMBERED = 64
-N_REMEMBERED = 1 << 16
 
 
 class SPM:
@@ -28,7 +25,7 @@ class SPM:
         self._add_space_prefix = vocab.rules.add_space_prefix
         self._byte_ids = [_byte_id(vocab, byte) for byte in range(256)]
         self._word_start = _word_start(vocab.tokens)
-        self._remembered = lru_cache(N_REMEMBERED)(self._encode_word)
+        self._word_ids = remembering(self._encode_word)
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
         """Token ids of a text that was cut at its special tokens (the integers)."""
@@ -42,13 +39,10 @@ class SPM:
             text = " " + fragment if self._add_space_prefix and after_special else fragment
             after_special = False
             for word in self._word_start.split(text.replace(" ", SPACE)):
-                ids.extend(self._remembered(word) if len(word) <= MAX_REMEMBERED else self._encode_word(word))
+                ids.extend(self._word_ids(word))
         return ids
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
-        whole = self._ids.get(word)
-        if whole is not None and len(word) == 1:
-            return (whole,)
         ids: list[int] = []
         for symbol in self._merge(word):
             token = self._ids.get(symbol)
@@ -101,6 +95,7 @@ def _byte_id(vocab: Vocab, byte: int) -> int:
 
 def _word_start(tokens: list[str]) -> re.Pattern[str]:
     """Matches, with no width, before each U+2581 that no token has behind the letter that stands there."""
-    inside = {token[i - 1] for token in tokens for i in range(1, len(token)) if token[i] == SPACE}
+    spaced = (token for token in tokens if SPACE in token[1:])
+    inside = {token[i - 1] for token in spaced for i in range(1, len(token)) if token[i] == SPACE}
     follows = f"(?<![{''.join(map(re.escape, sorted(inside)))}])" if inside else ""
     return re.compile(rf"(?<!\A){follows}(?={SPACE})")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..gguf import GGUFFile
 from .bpe import BPE
 from .eog import Attr
 from .pieces import Pieces, clean_spaces
@@ -15,7 +14,7 @@ from .spm import SPM
 from .stream import StreamDecoder
 from .ugm import UGM
 from .unicode import well_formed
-from .vocab import Vocab
+from .vocab import EMBEDDED_KEY, PREFIX, Vocab
 from .wpm import WPM
 
 
@@ -54,6 +53,10 @@ class Tokenizer:
     @classmethod
     def from_kv(cls, kv: Mapping[str, Any]) -> Tokenizer:
         """From GGUF metadata; ValueError says which key is missing, wrong or not supported."""
+        if EMBEDDED_KEY in kv and PREFIX + "model" not in kv:
+            from ..hf.tokenizer import embedded_tokenizer_kv
+
+            kv = embedded_tokenizer_kv(kv)
         vocab = Vocab.from_kv(kv)
         encoder: Encoder
         if vocab.rules.kind == "bpe":
@@ -68,6 +71,9 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, path: str | Path) -> Tokenizer:
+        # The reader loads torch, which a tokenizer from metadata does without.
+        from ..gguf import GGUFFile
+
         with GGUFFile(path) as file:
             return cls.from_kv(file.kv)
 
@@ -130,7 +136,7 @@ class Tokenizer:
 
     def token_text(self, token: int) -> str:
         """The token as the file spells it: "Ġthe", "▁the", "<0x0A>"."""
-        self._pieces(token, True)
+        self._vocab.check(token)
         return self._vocab.tokens[token]
 
     def token_id(self, text: str) -> int | None:
@@ -138,5 +144,5 @@ class Tokenizer:
         return self._vocab.ids.get(text)
 
     def is_control(self, token: int) -> bool:
-        self._pieces(token, True)
+        self._vocab.check(token)
         return bool(self._vocab.attrs[token] & Attr.CONTROL)

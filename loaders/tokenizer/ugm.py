@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 
 from .eog import NORMAL, UNUSED, USER_DEFINED
 from .kv import KV, read_numbers
+from .library import encode_texts, guarded
 from .unicode import is_text
 from .vocab import PREFIX, Vocab
 
@@ -40,7 +41,7 @@ class UGM:
             if isinstance(fragment, int):
                 ids.append(fragment)
             elif text := self._with_spaces(self._normalise(fragment)):
-                ids.extend(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+                ids.extend(encode_texts(self._tokenizer, [text])[0])
         return ids
 
     def _normalise(self, text: str) -> str:
@@ -92,7 +93,8 @@ class Charsmap:
 
     def longest_match(self, text: str, start: int) -> tuple[int, str | None]:
         """Where the longest key that begins at `start` ends, and what it becomes; (start, None) without one."""
-        node, best = self._root, (start, None)
+        node = self._root
+        best: tuple[int, str | None] = (start, None)
         for end in range(start, min(len(text), start + MAX_KEY)):
             step = self._step(node, text[end])
             if step is None:
@@ -143,4 +145,5 @@ def _model(vocab: Vocab) -> models.Unigram:
         else:
             user_defined = vocab.attrs[token] & USER_DEFINED
             pieces.append((text, 0.0 if user_defined else vocab.scores[token]))
-    return models.Unigram(pieces, vocab.require("unk"), False)
+    unknown = vocab.require("unk")
+    return guarded("bad vocabulary", lambda: models.Unigram(pieces, unknown, False))

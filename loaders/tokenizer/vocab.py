@@ -13,6 +13,8 @@ from .pretokenizers import PreTokenizer, pre_tokenizer
 log = logging.getLogger(__name__)
 
 PREFIX = "tokenizer.ggml."
+# Where a GGUF file may carry a whole tokenizer.json.
+EMBEDDED_KEY = "tokenizer.huggingface.json"
 # tokenizer.ggml.token_type -> attribute, by position; other values mean a token of no known type.
 ATTRS_BY_TYPE = (0, Attr.NORMAL, Attr.UNKNOWN, Attr.CONTROL, Attr.USER_DEFINED, Attr.UNUSED, Attr.BYTE)
 ID_KEYS = {
@@ -112,6 +114,11 @@ class Vocab:
             eog=eog,
             suppressed=() if suppressed is None else tuple(i for i in suppressed.tolist() if 0 <= i < len(tokens)),
         )
+
+    def check(self, token: int) -> None:
+        """ValueError for an id that is no token."""
+        if not 0 <= token < len(self.tokens):
+            raise ValueError(f"token {token} is outside the vocabulary of {len(self.tokens)}")
 
     def require(self, role: str) -> int:
         """The id of a special token that this kind of tokenizer cannot do without."""

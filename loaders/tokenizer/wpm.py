@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
 
+from .remember import remembering
 from .unicode import WHITE_SPACE, lower
 from .vocab import Vocab
 
 SPACE = "▁"
-MAX_REMEMBERED = 64
-N_REMEMBERED = 1 << 16
 # The fifth block begins at U+2B920, not U+2B820, in every implementation of BERT's tokenizer.
 CHINESE = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
@@ -56,7 +54,7 @@ class WPM:
         for token in vocab.tokens:
             lengths.setdefault(token[0], set()).add(len(token))
         self._lengths = {letter: sorted(found, reverse=True) for letter, found in lengths.items()}
-        self._remembered = lru_cache(N_REMEMBERED)(self._encode_word)
+        self._word_ids = remembering(self._encode_word)
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
         """Token ids of a text that was cut at its special tokens (the integers)."""
@@ -67,7 +65,7 @@ class WPM:
                 continue
             for word in fragment.translate(self._normaliser).split(" "):
                 if word:
-                    ids.extend(self._remembered(word) if len(word) <= MAX_REMEMBERED else self._encode_word(word))
+                    ids.extend(self._word_ids(word))
         return ids
 
     def _encode_word(self, word: str) -> tuple[int, ...]:

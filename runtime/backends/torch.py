@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from ...loaders.stored import StoredTensor
 from ...quant.dequantize import dequantize
@@ -206,13 +207,11 @@ def attend(
     The heads that share a kv head are laid beside each other as rows, so keys and values are never repeated.
     """
     n, length = len(q), len(k)
-    group = params.n_heads // params.n_kv_heads
-    # [n, kv heads, group, dim] -> [kv heads, group * n, dim]
-    packed = q.view(n, params.n_kv_heads, group, -1).permute(1, 2, 0, 3).reshape(params.n_kv_heads, group * n, -1)
+    packed = rearrange(q, "n (kv group) dim -> kv (group n) dim", kv=params.n_kv_heads)
     keys, values = k.transpose(0, 1), v.transpose(0, 1)
     mask = _mask(n, length, params.window, q.device)
     if mask is not None:
-        mask = mask.repeat(group, 1)
+        mask = mask.repeat(params.n_heads // params.n_kv_heads, 1)
     if params.softcap > 0 or not fused:
         scores = packed.float() @ keys.transpose(1, 2).float() * params.scale
         if params.softcap > 0:
@@ -224,7 +223,8 @@ def attend(
         out = F.scaled_dot_product_attention(
             packed[None], keys[None], values[None], attn_mask=mask, scale=params.scale
         )[0]
-    return out.view(params.n_kv_heads, group, n, -1).permute(2, 0, 1, 3).reshape(n, params.n_heads, -1)
+    result: torch.Tensor = rearrange(out, "kv (group n) dim -> n (kv group) dim", n=n)
+    return result
 
 
 def _mask(n: int, length: int, window: int, device: torch.device) -> torch.Tensor | None:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-
 from ...loaders.chat_template import ChatTemplate, builtin_template
 from ..llm import LLM, Generation
 from ..sampling import SamplingParams
