@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from .gguf import GGUFFile
-from .hf import SafetensorsModel
 from .stored import ModelSource
 
 
@@ -23,5 +22,8 @@ def open_model(path: str | os.PathLike[str], *, use_mmap: bool = True) -> ModelS
             raise ValueError(
                 f"{path} is a folder without config.json, expected a GGUF file or a safetensors checkpoint"
             )
+        # Imported when it is needed: the tensor names come from the gguf package, which is slow to load.
+        from .hf import SafetensorsModel
+
         return SafetensorsModel(path, use_mmap=use_mmap)
     return GGUFFile(path, use_mmap=use_mmap)

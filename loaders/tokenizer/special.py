@@ -18,18 +18,21 @@ class SpecialTokens:
     """
 
     def __init__(self, vocab: Vocab) -> None:
-        found = [(token, attr) for token, attr in enumerate(vocab.attrs) if attr & SPECIAL]
-        found.sort(key=lambda entry: -len(vocab.tokens[entry[0]].encode("utf-8", "surrogateescape")))
-        self._tokens = [(vocab.tokens[token], token, attr) for token, attr in found]
+        found = [(vocab.tokens[token], token) for token, attr in enumerate(vocab.attrs) if attr & SPECIAL]
+        found.sort(key=lambda entry: -len(entry[0].encode("utf-8", "surrogateescape")))
+        self._attrs = vocab.attrs
+        # Some vocabularies have thousands: only those whose first letter the text has are looked for.
+        self._by_letter: dict[str, list[tuple[int, str, int]]] = {}
+        for rank, (text, token) in enumerate(found):
+            self._by_letter.setdefault(text[0], []).append((rank, text, token))
 
     def split(self, text: str, parse_special: bool) -> list[str | int]:
         """Pieces of text (never empty) and ids, in order; without parse_special only user-defined tokens count."""
         fragments: list[str | int] = [text] if text else []
-        letters = set(text)
-        for token_text, token, attr in self._tokens:
-            if not parse_special and attr & HIDDEN:
-                continue
-            if token_text[0] in letters and token_text in text:
+        candidates = (entry for letter in set(text) for entry in self._by_letter.get(letter, ()))
+        for _, token_text, token in sorted(entry for entry in candidates if entry[1] in text):
+            attr = self._attrs[token]
+            if parse_special or not attr & HIDDEN:
                 fragments = _split_at(fragments, token_text, token, attr)
         return fragments
 
