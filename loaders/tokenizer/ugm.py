@@ -32,7 +32,7 @@ class UGM:
         self._charsmap = None if blob is None else Charsmap(blob.astype("uint8").tobytes())
         # Text that begins a user-defined token is not normalised, whether or not the rest of the token follows.
         user = [text for text, attr in zip(vocab.tokens, vocab.types, strict=True) if attr & USER_DEFINED]
-        self._protected = {text[:n] for text in user for n in range(1, len(text) + 1)}
+        self._protected = {text[:n] for text in user for n in range(1, min(len(text), MAX_KEY) + 1)}
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
         """Token ids of a text that was cut at its special tokens (the integers)."""

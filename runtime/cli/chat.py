@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from ...loaders.chat_template import ChatTemplate, builtin_template
 from ..llm import LLM, Generation
 from ..sampling import SamplingParams
+from .interrupt import Interrupt
 
 HELP = """\
   /help        this list
@@ -33,7 +34,7 @@ class Conversation:
     def clear(self) -> None:
         self.messages = list(self.start)
 
-    def answer(self, text: str) -> Iterator[str | Generation]:
+    def answer(self, text: str) -> Generator[str | Generation, None, None]:
         """Yields the answer's pieces and at last the generation; what was said stays in the conversation.
 
         An answer that is broken off is kept as far as it came; a message that cannot be answered is dropped.
@@ -135,18 +136,20 @@ class Chat:
         from .run import print_timings
 
         answer = self.conversation.answer(text)
-        try:
+        with Interrupt() as interrupt:
             for piece in answer:
                 if isinstance(piece, Generation):
                     print(flush=True)
                     print_timings(piece)
                 else:
                     print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            answer.close()  # type: ignore[attr-defined]
+                if interrupt.pressed:
+                    break
+        # Closed here, the conversation keeps the part of the answer that was shown.
+        answer.close()
+        if interrupt.pressed:
             print("\n(stopped)", file=sys.stderr)
-            return False
-        return True
+        return not interrupt.pressed
 
     def _attach(self, name: str) -> None:
         try:

@@ -15,6 +15,7 @@ from ..model import WEIGHT_DTYPES
 from ..sampling import RANDOM_SEED, SamplingParams
 from . import print_version
 from .chat import Chat, Conversation
+from .interrupt import Interrupt
 from .options import Option, Parser, UsageError, integer, layer_count, number, one_of, process_escapes
 
 N_POSITIONAL = 0
@@ -269,15 +270,14 @@ def _continue_text(llm: LLM, prompt: str, params: SamplingParams, *, display_pro
     generation = llm.start(prompt, params)
     if display_prompt:
         print(prompt, end="", flush=True)
-    code = 0
-    try:
+    with Interrupt() as interrupt:
         for piece in generation:
             print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        code = 130
+            if interrupt.pressed:
+                break
     print()
     print_timings(generation)
-    return code
+    return 130 if interrupt.pressed else 0
 
 
 def print_timings(generation: Generation) -> None:
