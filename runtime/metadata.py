@@ -14,11 +14,8 @@ _REQUIRED = object()
 class Metadata:
     """Metadata under one architecture's prefix: `integer("block_count")` reads `llama.block_count`."""
 
-    def __init__(self, kv: Mapping[str, Any], architecture: str, n_layers: int | None = None) -> None:
-        self.kv, self.architecture, self.n_layers = kv, architecture, n_layers
-
-    def has(self, key: str) -> bool:
-        return f"{self.architecture}.{key}" in self.kv
+    def __init__(self, kv: Mapping[str, Any], architecture: str) -> None:
+        self.kv, self.architecture = kv, architecture
 
     def _value(self, key: str, default: Any) -> Any:
         name = f"{self.architecture}.{key}"
