@@ -3,16 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-slow lint links demo clean
+.PHONY: run test test-slow compiled lint links demo clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/naiad run -p "Tell me a story about a cat." -n 200 --temp 0.6 --seed 7
 
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/pytest -m slow
+
+# Every kernel for every architecture, with the Triton of .venv; TRITON=3.6.0 makes an environment for that release.
+compiled: $(VENV)/dev.stamp
+ifdef TRITON
+	$(PYTHON) -m venv $(VENV)/triton-$(TRITON)
+	$(VENV)/triton-$(TRITON)/bin/pip install --disable-pip-version-check -q -c constraints.txt triton==$(TRITON) -e .
+	$(VENV)/triton-$(TRITON)/bin/python perf/compiled.py
+else
+	$(BIN)/python perf/compiled.py
+endif
 
 lint: $(VENV)/dev.stamp links
 	$(BIN)/ruff check .

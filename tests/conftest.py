@@ -1,11 +1,21 @@
-"""Fixtures for all tests: where the shared data lies, fixed seeds."""
+"""Fixtures for all tests: where the shared data lies, fixed seeds; and Triton's interpreter where there is no GPU."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+# Triton reads it when it is imported, so this stands before anything that could import it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import interpreter
+
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.repair()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,3 +36,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the shared test data, and {SHARED_DATA} is not there")
     return SHARED_DATA
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty gives NaN, so that an output which a kernel does not write is seen."""
+    stock = torch.empty
+
+    def empty(*args: object, **kwargs: object) -> torch.Tensor:
+        tensor: torch.Tensor = stock(*args, **kwargs)  # type: ignore[call-overload]
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(0x5A5A5A5A)
+
+    monkeypatch.setattr(torch, "empty", empty)

@@ -1,0 +1,274 @@
+"""Measures kernels and tiles on the card at hand and writes its entry of triton_kernels/tuning.json.
+
+python perf/tune.py [--dry-run] [--out other.json] [--jobs 8]
+
+The first shape and format sorts out the slow candidates, the others decide between the rest, by the geometric mean of
+their times. What cannot be compiled or launched here is left out. --dry-run prints the entry and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from timing import Call, Map, copies, default_jobs, describe, find_device, measure, n_copies, random_weight, workers
+
+from naiad.quant.formats import format_by_name
+from naiad.triton_kernels.linear import Linear
+from naiad.triton_kernels.tuning import TABLE, Tile, Tuning, Vector, arch_of, to_json, tuning
+from naiad.triton_kernels.weights import PackedWeight
+
+FORMATS: tuple[str, ...] = ("Q4_K", "Q6_K")
+SHAPES: tuple[tuple[int, int], ...] = ((4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096))
+
+# The candidates.
+ROWS: tuple[int, ...] = (16, 32, 64, 128)
+WARPS: tuple[int, ...] = (1, 2, 4, 8)
+BATCHES: tuple[int, ...] = (1, 2, 4)
+BNS: tuple[int, ...] = (64, 128)
+TILE_WARPS: tuple[int, ...] = (4, 8)
+STAGES: tuple[int, ...] = (1, 2, 3)
+INT8: tuple[bool, ...] = (False, True)
+# By the largest number of rows of x (0: any number) the tiles' bm and the row counts that decide.
+BUCKETS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    16: ((16,), (16,)),
+    32: ((16, 32), (32,)),
+    64: ((16, 32, 64), (64,)),
+    0: ((64, 128, 256), (128, 512)),
+}
+INVARIANT: tuple[tuple[int, ...], tuple[int, ...]] = ((16, 32, 64), (1, 16, 256))
+MATVEC_COUNTS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+WORKSPACE_COUNTS: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+
+# A warp's share of the accumulator: 128 of a thread's 255 registers.
+MAX_ELEMENTS_PER_WARP = 4096
+# After the first case those stay that are among the best so many and slower than the best by this factor at most.
+KEEP, KEEP_FACTOR = 8, 1.2
+REPEATS = 3
+# More rows than any call has.
+NEVER = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    format: str
+    n_out: int
+    n_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    label: str
+    table: Tuning
+    invariant: bool = False
+
+
+class Bench:
+    """Times candidates on every case. run: a map over worker processes, which compile."""
+
+    def __init__(self, device: torch.device, run: Map) -> None:
+        self.device, self.run = device, run
+        self.cases = [Case(fmt, *shape) for fmt in FORMATS for shape in SHAPES]
+        self._weights = {case: self._rotation(case) for case in self.cases}
+
+    def _rotation(self, case: Case) -> list[PackedWeight]:
+        weight = random_weight(format_by_name(case.format), case.n_out, case.n_in, self.device)
+        return copies(weight, n_copies(weight.n_bytes, self.device))
+
+    def times(self, candidates: Sequence[Candidate], case: Case, rows: int) -> dict[Candidate, float]:
+        """Median microseconds; nothing of candidates that do not run here."""
+        # A single one is compiled where it is timed.
+        if len(candidates) > 1:
+            self.run(partial(compiles, case=case, rows=rows, device=str(self.device)), candidates)
+        x = torch.randn(rows, case.n_in, device=self.device).to(half(self.device))
+        calls = {candidate: self._calls(candidate, case, x) for candidate in candidates}
+        times, _ = measure(calls, self.device, REPEATS)
+        return {candidate: value.median for candidate, value in times.items()}
+
+    def _calls(self, candidate: Candidate, case: Case, x: torch.Tensor) -> list[Call]:
+        return [partial(linear(weight, candidate), x) for weight in self._weights[case]]
+
+
+def half(device: torch.device) -> torch.dtype:
+    # The interpreter's bfloat16 arithmetic is wrong.
+    return torch.float16 if device.type == "cpu" else torch.bfloat16
+
+
+def linear(weight: PackedWeight, candidate: Candidate) -> Linear:
+    return Linear([weight], table=candidate.table, batch_invariant=candidate.invariant)
+
+
+@lru_cache(maxsize=1)
+def _weight(case: Case, device: str) -> PackedWeight:
+    return random_weight(format_by_name(case.format), case.n_out, case.n_in, torch.device(device))
+
+
+def compiles(candidate: Candidate, case: Case, rows: int, device: str) -> bool:
+    """Runs a candidate once."""
+    weight = _weight(case, device)
+    x = torch.zeros(rows, case.n_in, dtype=half(weight.data.device), device=device)
+    try:
+        linear(weight, candidate)(x)
+    except Exception:  # out of registers or shared memory, or whatever the compiler raises
+        return False
+    return True
+
+
+# ---- choosing ---------------------------------------------------------------------------------------------------
+
+
+def choose(bench: Bench, what: str, candidates: Sequence[Candidate], rows: Sequence[int]) -> Candidate:
+    """The candidate with the lowest geometric mean over all cases and row counts. RuntimeError where none runs."""
+    found: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
+    for i, case in enumerate(bench.cases):
+        for m in rows:
+            for candidate, value in bench.times(list(found), case, m).items():
+                found[candidate].append(value)
+            # One that failed even once has fewer times than the others.
+            most = max(map(len, found.values()))
+            found = {candidate: values for candidate, values in found.items() if values and len(values) == most}
+        if not found:
+            raise RuntimeError(f"{what}: none of {len(candidates)} candidates runs on this device")
+        if i == 0:
+            print(f"{what}: {len(candidates)} candidates, {len(found)} of them run")
+            show(found)
+            found = survivors(found)
+    if len(bench.cases) > 1:
+        print(f"{what}: the {len(found)} fastest on all shapes and formats")
+        show(found)
+    return min(found, key=lambda candidate: mean(found[candidate]))
+
+
+def survivors(found: Mapping[Candidate, list[float]]) -> dict[Candidate, list[float]]:
+    best = sorted(found, key=lambda candidate: mean(found[candidate]))[:KEEP]
+    limit = KEEP_FACTOR * mean(found[best[0]])
+    return {candidate: found[candidate] for candidate in best if mean(found[candidate]) <= limit}
+
+
+def show(found: Mapping[Candidate, list[float]]) -> None:
+    for candidate in sorted(found, key=lambda c: mean(found[c])):
+        print(f"  {mean(found[candidate]):10.2f} µs  {candidate.label}")
+
+
+def mean(times: Sequence[float]) -> float:
+    return statistics.geometric_mean(times)
+
+
+def crossover(bench: Bench, few: Tuning, many: Tuning, counts: Sequence[int]) -> int:
+    """How many of the row counts, from the first on, are served faster by the table for few rows than by the other."""
+    one, other = Candidate("few", few), Candidate("many", many)
+    for i, rows in enumerate(counts):
+        times = [bench.times([one, other], case, rows) for case in bench.cases]
+        ratios = [t[one] / t[other] if {one, other} <= t.keys() else (1.0 if one in t else NEVER) for t in times]
+        print(f"  {rows:5} rows: {mean(ratios):.3f}")
+        if mean(ratios) > 1:
+            return i
+    return len(counts)
+
+
+# ---- the parts of an entry --------------------------------------------------------------------------------------
+
+
+def only_matmul(table: Tuning, tiles: tuple[Tile, ...]) -> Tuning:
+    return replace(table, matvec_rows=0, workspace_rows=NEVER, tiles=tiles)
+
+
+def tiles(max_rows: int, bms: Sequence[int], split: bool, int8: Sequence[bool]) -> Iterator[Tile]:
+    for bn, bm, warps, stages, integers in product(BNS, bms, TILE_WARPS, STAGES, int8):
+        if bn * bm <= MAX_ELEMENTS_PER_WARP * warps:
+            yield Tile(max_rows, bn, bm, warps, stages, split, integers)
+
+
+def label(tile: Tile) -> str:
+    text = f"bn {tile.bn} bm {tile.bm} warps {tile.warps} stages {tile.stages}"
+    return text + (" split" if tile.split else "") + (" int8" if tile.int8 else "")
+
+
+def tune_vector(bench: Bench, table: Tuning) -> Vector:
+    """Rows and warps for one row of x, which is what generation has; then the batch for a few."""
+    base = replace(table, matvec_rows=NEVER)
+    # A lane holds a row at least.
+    vectors = [Vector(rows, warps, table.vector.batch) for rows, warps in product(ROWS, WARPS) if rows <= 32 * warps]
+    shapes = [Candidate(f"rows {v.rows} warps {v.warps}", replace(base, vector=v)) for v in vectors]
+    best = choose(bench, "vector", shapes, (1,)).table.vector
+    batches = [Candidate(f"batch {n}", replace(base, vector=replace(best, batch=n))) for n in BATCHES]
+    return choose(bench, "vector, several rows", batches, (2, 4, 8)).table.vector
+
+
+def tune_tile(bench: Bench, table: Tuning, max_rows: int, bms: Sequence[int], rows: Sequence[int]) -> Tile:
+    """Splitting K is tried on the best tile alone: it depends more on the number of tiles than on their shape."""
+    split = max_rows != 0
+    what = f"up to {max_rows} rows" if max_rows else "more rows"
+
+    def candidate(tile: Tile) -> Candidate:
+        return Candidate(label(tile), only_matmul(table, (replace(tile, max_rows=0),)))
+
+    best = choose(bench, what, [candidate(tile) for tile in tiles(max_rows, bms, split, INT8)], rows)
+    tile = best.table.tiles[0]
+    other = candidate(replace(tile, split=not split))
+    tile = choose(bench, what + ", splits", [best, other], rows).table.tiles[0]
+    return replace(tile, max_rows=max_rows)
+
+
+def tune_invariant(bench: Bench, table: Tuning) -> Tile:
+    bms, rows = INVARIANT
+    candidates = [
+        Candidate(label(tile), replace(table, invariant=tile), invariant=True) for tile in tiles(0, bms, False, INT8)
+    ]
+    return choose(bench, "batch-invariant", candidates, rows).table.invariant
+
+
+def tune(bench: Bench, table: Tuning) -> Tuning:
+    """The entry for bench's device; `table` is where the search starts."""
+    table = replace(table, vector=tune_vector(bench, table))
+    table = replace(table, tiles=tuple(tune_tile(bench, table, most, *bucket) for most, bucket in BUCKETS.items()))
+    table = replace(table, invariant=tune_invariant(bench, table))
+    matmul = only_matmul(table, table.tiles)
+    print("time of matvec / time of matmul")
+    n = crossover(bench, replace(table, matvec_rows=NEVER), matmul, MATVEC_COUNTS)
+    table = replace(table, matvec_rows=MATVEC_COUNTS[n - 1] if n else 0)
+    print("time of matmul / time of decoding and torch's product")
+    n = crossover(bench, matmul, replace(matmul, workspace_rows=0), WORKSPACE_COUNTS)
+    return replace(table, workspace_rows=WORKSPACE_COUNTS[n] if n < len(WORKSPACE_COUNTS) else NEVER)
+
+
+def write(path: Path, entry: Tuning) -> None:
+    """Puts the entry into the table at path, or, where there is none yet, into a copy of the package's."""
+    entries = json.loads((path if path.exists() else TABLE).read_text())
+    path.write_text(json.dumps(entries | {entry.arch: to_json(entry)}, indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cpu runs the interpreter, whose times mean nothing")
+    parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("-j", "--jobs", type=int, help="processes that compile")
+    arguments = parser.parse_args(argv)
+    device = find_device(arguments.device)
+    if device is None:
+        return 2
+    start, facts = time.perf_counter(), describe(device)
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    with workers(arguments.jobs or default_jobs(device)) as run:
+        entry = tune(Bench(device, run), replace(tuning(arch_of(device)), arch=arch_of(device)))
+    versions = [f"{key} {facts[key]}" for key in ("driver_version", "cuda", "hip", "torch", "triton") if key in facts]
+    entry = replace(entry, measured=", ".join([facts["card"], *versions]))
+    print(f"{time.perf_counter() - start:.0f} s")
+    print(json.dumps({entry.arch: to_json(entry)}, indent=1))
+    if not arguments.dry_run:
+        write(arguments.out, entry)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Linear layers over packed weights: which kernel, which tile, which launch.
+
+A `Linear` is made once, when a model is loaded, and checked then; a call only chooses by the number of rows and
+launches. It stands for one of three things: a matrix; up to three side by side (Q, K and V), in any formats; or a gate
+and an up matrix whose products are combined by an activation.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+import triton
+from torch import Tensor
+
+from ..quant import formats
+from . import codebooks
+from .activations import quantize, spread
+from .decode import DECODERS
+from .matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
+from .matvec import matvec_glu_kernel, matvec_kernel
+from .packing import UNIT, units
+from .tuning import Tile, Tuning, arch_of, isa, tuning
+from .weights import PackedWeight
+
+Route = Literal["int8", "exact"]
+Activation = Literal["silu", "gelu"]
+
+# Memory for decoded weights at a time.
+WORKSPACE_BYTES = 256 * 2**20
+MAX_SPLITS = 8
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+PLAIN = {formats.F32.id, formats.F16.id, formats.BF16.id}
+
+
+class Linear:
+    """y = x [W0; W1; W2]^T (+ bias) (+ residual), or y = activation(x W0^T) * (x W1^T).
+
+    weights: one to three matrices with the same n_in; with an activation two of one shape.
+    bias: [sum of n_out]; not with an activation.
+    route: "int8" quantises x to 8 bits per group of 32 where that is faster; "exact" never does: it decodes weights to
+        the type of x (float32 in the matvec kernel) and accumulates in float32.
+    batch_invariant: a row's result does not depend on how many rows are beside it.
+    table: kernels and tiles; by default those of the weights' device.
+    workspace_bytes: memory for decoded weights, used by calls with many rows.
+
+    ValueError where weights, bias and activation do not fit each other.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[PackedWeight],
+        *,
+        bias: Tensor | None = None,
+        activation: Activation | None = None,
+        route: Route = "int8",
+        batch_invariant: bool = False,
+        table: Tuning | None = None,
+        workspace_bytes: int = WORKSPACE_BYTES,
+    ) -> None:
+        _check(weights, bias, activation)
+        self.weights = tuple(weights)
+        self.bias, self.activation, self.batch_invariant = bias, activation, batch_invariant
+        self.device = weights[0].data.device
+        self.n_in = weights[0].shape[1]
+        self.widths = [weight.shape[0] for weight in weights]
+        self.n_out = self.widths[0] if activation else sum(self.widths)
+        # Plain numbers have no integers to multiply.
+        self.int8 = route == "int8" and not any(weight.format.id in PLAIN for weight in weights)
+        self.float32 = any(weight.format is formats.F32 for weight in weights)
+        self.table = table or tuning(arch_of(self.device))
+        self.isa = isa(arch_of(self.device))
+        self.workspace_bytes = workspace_bytes
+        self.n_units = units(self.n_in)
+        empty = [None] * (3 - len(weights))
+        self._words = [weight.words for weight in weights] + empty
+        self._decoders = [DECODERS[weight.format.id] for weight in weights] + empty
+        self._sizes = self.widths + [0] * len(empty)
+        self._lut = codebooks.table(self.device)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [M, n_in], rows with unit stride, residual [M, n_out] contiguous -> [M, n_out] in the type of x."""
+        self._check_call(x, residual)
+        m, table = len(x), self.table
+        y = torch.empty(m, self.n_out, dtype=x.dtype, device=self.device)
+        if m == 0:
+            return y
+        if self.batch_invariant:
+            self._matmul(x, y, residual, table.invariant, splits=1)
+        elif m <= (table.matvec_rows if self.int8 else table.exact_rows):
+            self._matvec(x, y, residual)
+        elif m < table.workspace_rows:
+            tile = table.tile(m)
+            self._matmul(x, y, residual, tile, self._splits(m, tile))
+        else:
+            self._decode_and_multiply(x, y, residual)
+        return y
+
+    def _check_call(self, x: Tensor, residual: Tensor | None) -> None:
+        # One comparison of tuples: what cannot change between calls was checked when the layer was made.
+        if (x.dim(), x.shape[-1], x.stride(-1), x.device) != (2, self.n_in, 1, self.device) or x.dtype not in FLOATS:
+            expected = f"x [M, {self.n_in}] with unit stride, float32, float16 or bfloat16, on {self.device}"
+            found = f"{x.dtype} {list(x.shape)} with strides {x.stride()} on {x.device}"
+            raise ValueError(f"expected {expected}, found {found}")
+        if residual is not None and (
+            self.activation or residual.shape != (len(x), self.n_out) or not residual.is_contiguous()
+        ):
+            what = "no residual beside an activation" if self.activation else f"a residual [{len(x)}, {self.n_out}]"
+            raise ValueError(f"expected {what}, contiguous, found {list(residual.shape)}, {residual.stride()}")
+
+    # ---- the kernels --------------------------------------------------------------------------------------------
+
+    def _matvec(self, x: Tensor, y: Tensor, residual: Tensor | None) -> None:
+        vector = self.table.vector
+        m = len(x)
+        batch = min(vector.batch, triton.next_power_of_2(m)) if self.int8 else 1
+        # As many lanes as there are units to share among them, so that a short row does not leave lanes idle.
+        lanes = min(32 * vector.warps, vector.rows * triton.next_power_of_2(self.n_units))
+        options: dict[str, Any] = {
+            "INT8": self.int8,
+            "R": vector.rows,
+            "LANES": lanes,
+            "BM": batch,
+            "ISA": self.isa,
+            "num_warps": max(1, lanes // 32),
+            "enable_fp_fusion": True,
+        }
+        operand, shape = quantize(x) if self.int8 else spread(x), (m, self.n_units)
+        (w0, w1, w2), (n0, n1, n2), (d0, d1, d2) = self._words, self._sizes, self._decoders
+        if self.activation:
+            grid = (triton.cdiv(m, batch), triton.cdiv(n0, vector.rows))
+            matvec_glu_kernel[grid](
+                *(y, operand, self._lut, w0, w1, n0, *shape),
+                **{"D_GATE": d0, "D_UP": d1, "ACTIVATION": self.activation, **options},
+            )
+        else:
+            grid = (triton.cdiv(m, batch), sum(triton.cdiv(n, vector.rows) for n in self.widths))
+            matvec_kernel[grid](
+                *(y, operand, self._lut, self.bias, residual, w0, w1, w2, n0, n1, n2, *shape),
+                **{"D0": d0, "D1": d1, "D2": d2, **options},
+            )
+
+    def _matmul(self, x: Tensor, y: Tensor, residual: Tensor | None, tile: Tile, splits: int) -> None:
+        m = len(x)
+        int8 = self.int8 and tile.int8
+        options: dict[str, Any] = {
+            "INT8": int8,
+            "EVEN": self.n_in % UNIT == 0,
+            "BN": tile.bn,
+            "BM": tile.bm,
+            "ISA": self.isa,
+            "STAGES": tile.stages,
+            "num_warps": tile.warps,
+            "enable_fp_fusion": True,
+        }
+        numbers = x.float() if self.float32 else x
+        operand = quantize(x) if int8 else numbers
+        shape = (m, self.n_in, self.n_units, x.stride(0))
+        (w0, w1, w2), (n0, n1, n2), (d0, d1, d2) = self._words, self._sizes, self._decoders
+        columns = triton.cdiv(m, tile.bm)
+        if self.activation and splits == 1:
+            matmul_glu_kernel[triton.cdiv(n0, tile.bn), columns](
+                *(y, operand, self._lut, w0, w1, n0, *shape),
+                **{"D_GATE": d0, "D_UP": d1, "ACTIVATION": self.activation, **options},
+            )
+            return
+        width = sum(self.widths)
+        target = y if splits == 1 else torch.empty(splits, m, width, dtype=torch.float32, device=self.device)
+        added = (self.bias, residual) if splits == 1 else (None, None)
+        matmul_kernel[sum(triton.cdiv(n, tile.bn) for n in self.widths), columns, splits](
+            *(target, operand, self._lut, *added, w0, w1, w2, n0, n1, n2, *shape),
+            **{"D0": d0, "D1": d1, "D2": d2, "SPLITS": splits, **options},
+        )
+        if splits > 1:
+            block = min(1024, triton.next_power_of_2(self.n_out))
+            reduce_kernel[m, triton.cdiv(self.n_out, block)](
+                *(y, target, self.bias, residual, self.n_out, m * width),
+                **{"ACTIVATION": self.activation, "SPLITS": splits, "BLOCK": block, "num_warps": 4},
+            )
+
+    def _splits(self, m: int, tile: Tile) -> int:
+        """1, 2, 4 or 8: among how many programs K is divided."""
+        if not tile.split:
+            return 1
+        programs = sum(triton.cdiv(n, tile.bn) for n in self.widths) * triton.cdiv(m, tile.bm)
+        splits = 1
+        while splits * 2 <= min(MAX_SPLITS, self.n_units) and splits * programs < 2 * _multiprocessors(self.device):
+            splits *= 2
+        return splits
+
+    def _decode_and_multiply(self, x: Tensor, y: Tensor, residual: Tensor | None) -> None:
+        if self.activation:
+            gate, up = (self._product(x, weight, torch.empty_like(y)) for weight in self.weights)
+            gate = torch.nn.functional.silu(gate) if self.activation == "silu" else _gelu(gate)
+            torch.mul(gate, up, out=y)
+            return
+        start = 0
+        for weight, width in zip(self.weights, self.widths, strict=True):
+            self._product(x, weight, y[:, start : start + width])
+            start += width
+        if self.bias is not None:
+            y += self.bias
+        if residual is not None:
+            y += residual
+
+    def _product(self, x: Tensor, weight: PackedWeight, out: Tensor) -> Tensor:
+        """x W^T into out [M, n_out], W decoded to the type of x in parts of at most workspace_bytes."""
+        n_out, n_in = weight.shape
+        step = min(n_out, max(1, self.workspace_bytes // (n_in * x.itemsize)))
+        workspace = torch.empty(step, n_in, dtype=x.dtype, device=self.device)
+        for start in range(0, n_out, step):
+            part = weight.dense_into(start, workspace[: min(step, n_out - start)])
+            torch.mm(x, part.t(), out=out[:, start : start + len(part)])
+        return out
+
+
+def _check(weights: Sequence[PackedWeight], bias: Tensor | None, activation: Activation | None) -> None:
+    shapes = [weight.shape for weight in weights]
+    if not 1 <= len(weights) <= 3 or any(len(shape) != 2 for shape in shapes):
+        raise ValueError(f"expected one to three matrices, found shapes {shapes}")
+    if len({shape[1] for shape in shapes}) > 1 or len({weight.data.device for weight in weights}) > 1:
+        raise ValueError(f"expected matrices with one n_in on one device, found shapes {shapes}")
+    if activation is not None and (len(weights) != 2 or shapes[0] != shapes[1] or bias is not None):
+        found = f"{len(weights)} of shapes {shapes}{'' if bias is None else ' and a bias'}"
+        raise ValueError(f"an activation combines two matrices of one shape without a bias, found {found}")
+    if bias is not None and (
+        bias.shape != (sum(shape[0] for shape in shapes),) or bias.device != weights[0].data.device
+    ):
+        expected = f"[{sum(shape[0] for shape in shapes)}] on {weights[0].data.device}"
+        raise ValueError(f"expected a bias {expected}, found {list(bias.shape)} on {bias.device}")
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    # The interpreter runs one program at a time.
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

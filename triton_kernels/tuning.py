@@ -1,0 +1,128 @@
+"""Which kernel and which tile for which number of rows, per architecture.
+
+`tuning.json` has an entry per architecture; perf/tune.py measures on the card at hand and writes it. An entry that
+nobody measured says so ("measured": null) and holds defaults that fit the architecture's registers and shared memory.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+TABLE = Path(__file__).with_name("tuning.json")
+
+# The architecture whose entry serves those with no entry of their own, newest first.
+_NVIDIA = ("sm_120", "sm_100", "sm_90", "sm_89", "sm_86", "sm_80")
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """matvec: `rows` rows of W beside each other in a program of `warps` warps, at most `batch` rows of x at once
+    where they are 8-bit integers."""
+
+    rows: int
+    warps: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """matmul for up to `max_rows` rows of x (0: any number): tiles of bn rows of W by bm rows of x.
+
+    split: K may be divided until there are two programs per multiprocessor. int8: on the int8 route, multiply integers;
+    otherwise that route, too, multiplies decoded weights here, which past a few rows takes fewer instructions.
+    """
+
+    max_rows: int
+    bn: int
+    bm: int
+    warps: int
+    stages: int
+    split: bool
+    int8: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """An architecture's entry.
+
+    matvec_rows: up to so many rows of x go to the matvec kernel on the int8 route; exact_rows: the same on the exact
+    route, where a row of x costs more instructions and tensor cores soon do better. workspace_rows: from so many on,
+    W is decoded to a workspace and multiplied by torch. invariant: the one tile of the batch-invariant mode.
+    """
+
+    arch: str
+    measured: str | None
+    vector: Vector
+    matvec_rows: int
+    exact_rows: int
+    tiles: tuple[Tile, ...]
+    workspace_rows: int
+    invariant: Tile
+
+    def tile(self, rows: int) -> Tile:
+        """The tile for so many rows of x."""
+        return next(tile for tile in self.tiles if not tile.max_rows or rows <= tile.max_rows)
+
+
+@lru_cache
+def tuning(arch: str) -> Tuning:
+    """The entry of an architecture such as sm_90 or gfx942, or of the nearest older one.
+
+    ValueError where there is none.
+    """
+    table = json.loads(TABLE.read_text())
+    for name in (arch, *_substitutes(arch)):
+        if name in table:
+            return from_json(arch, table[name])
+    raise ValueError(f"no tuning for {arch}; there are entries for {', '.join(table)}")
+
+
+def from_json(arch: str, entry: dict) -> Tuning:  # type: ignore[type-arg]
+    tiles = tuple(Tile(**tile) for tile in entry["tiles"])
+    assert tiles[-1].max_rows == 0, f"{arch}: the last tile must take any number of rows"
+    return Tuning(
+        arch,
+        entry["measured"],
+        Vector(**entry["vector"]),
+        entry["matvec_rows"],
+        entry["exact_rows"],
+        tiles,
+        entry["workspace_rows"],
+        Tile(**entry["invariant"]),
+    )
+
+
+def to_json(entry: Tuning) -> dict[str, object]:
+    """What `from_json` reads."""
+    return {key: value for key, value in asdict(entry).items() if key != "arch"}
+
+
+def _substitutes(arch: str) -> tuple[str, ...]:
+    if arch.startswith("sm_"):
+        older = tuple(name for name in _NVIDIA if int(name[3:]) <= int(arch[3:]))
+        return older or _NVIDIA[-1:]
+    if arch.startswith(("gfx11", "gfx12")):
+        return (arch[:5] + "xx",)
+    return ("gfx90a",) if arch.startswith("gfx9") else ()
+
+
+def isa(arch: str) -> str:
+    """Which instructions words.py may write out."""
+    if arch.startswith("sm_"):
+        return "ptx"
+    if arch.startswith("gfx9"):
+        return "gfx9"
+    return "gfx11" if arch.startswith(("gfx11", "gfx12")) else "portable"
+
+
+def arch_of(device: torch.device) -> str:
+    """The architecture of a CUDA or ROCm device; "portable" for any other, where only the interpreter runs."""
+    if device.type != "cuda":
+        return "portable"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
