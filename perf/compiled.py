@@ -3,6 +3,7 @@
     python perf/compiled.py                     the whole matrix: perf/results/compiled-<triton version>.json
     python perf/compiled.py --quick             a representative part, nothing written
     python perf/compiled.py --targets sm_90 --formats Q4_K --print
+    python perf/compiled.py --tables            the tables of perf/README.md, from the results on disk
 
 Per case: registers, bytes spilled, bytes of shared memory, and the instructions of the main loop that one lane issues
 per weight, with the number of 128-bit loads among them. The exit code is 1 where a case in a default
@@ -34,7 +35,7 @@ from naiad.triton_kernels.linear import PLAIN
 from naiad.triton_kernels.matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from naiad.triton_kernels.matvec import matvec_glu_kernel, matvec_kernel
 from naiad.triton_kernels.rows import rows_kernel
-from naiad.triton_kernels.tuning import Tile, isa, tuning
+from naiad.triton_kernels.tuning import Tile, isa, tuning, warp_size
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -96,7 +97,7 @@ def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
         for route in ("int8", "exact"):
             if route == "exact" or fmt.id not in PLAIN:
                 yield from _matvec_cases(target, fmt, route, thorough)
-        tiles = tuning(target).tiles if thorough else (tuning(target).tiles[0], tuning(target).tiles[-1])
+        tiles = tuning(target).tiles if thorough else tuning(target).tiles[-1:]
         for tile in tiles:
             yield _matmul_case(target, fmt, tile, "exact")
         if thorough:
@@ -111,7 +112,7 @@ def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
 
 def _matvec_arguments(target: str, route: str, batch: int) -> tuple[tuple[str, Any], ...]:
     vector = tuning(target).vector
-    lanes = 32 * vector.warps
+    lanes = warp_size(target) * vector.warps
     return (
         *(("x", "*i32" if route == "int8" else "*fp32"), ("INT8", route == "int8")),
         *(("R", vector.rows), ("LANES", lanes), ("BM", batch), ("ISA", isa(target))),
@@ -129,7 +130,7 @@ def _matvec_cases(target: str, fmt: Format, route: str, thorough: bool) -> Itera
                 "matvec_kernel",
                 (*_matvec_arguments(target, route, batch), *decoders, ("bias", None), ("residual", None)),
                 vector.warps,
-                256 * 32 * vector.warps,
+                256 * warp_size(target) * vector.warps,
             )
 
 
@@ -164,13 +165,13 @@ def _glu_case(target: str) -> Case:
 
 
 def _rows_arguments(target: str, fmt: Format) -> tuple[tuple[str, Any], ...]:
-    return (("out", "*bf16"), ("DECODE", DECODERS[fmt.id]), ("R", 32), ("ISA", isa(target)))
+    return (("out", "*bf16"), ("DECODE", DECODERS[fmt.id]), ("R", warp_size(target)), ("ISA", isa(target)))
 
 
 def gpu_target(target: str) -> GPUTarget:
     if target.startswith("sm_"):
         return GPUTarget("cuda", int(target[3:]), 32)
-    return GPUTarget("hip", target, 64 if target.startswith("gfx9") else 32)
+    return GPUTarget("hip", target, warp_size(target))
 
 
 def compile_case(case: Case) -> Any:
@@ -203,7 +204,7 @@ def measure(case: Case) -> dict[str, float]:
         resources, loop = _amd(compiled.asm["amdgcn"])
     result |= resources
     if case.weights and loop:
-        lanes = case.warps * gpu_target(case.target).warp_size
+        lanes = case.warps * warp_size(case.target)
         result["per_weight"] = round(len(loop) * lanes / case.weights, 2)
         result["wide_loads"] = sum(1 for line in loop if re.match(r"LDG\.\S*128|\w+_load_(dwordx4|b128)", line))
     return result
@@ -280,6 +281,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--formats", type=lambda text: text.split(","), help="comma-separated, such as Q4_K,Q6_K")
     parser.add_argument("--only", default="", help="a regular expression for names of cases, such as 'matvec int8'")
     parser.add_argument("--print", action="store_true", help="print the cases, write nothing")
+    parser.add_argument("--tables", action="store_true", help="print the results on disk as tables, compile nothing")
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time")
     return parser.parse_args(argv)
 
@@ -295,6 +297,9 @@ def chosen(options: argparse.Namespace) -> list[Case]:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    if options.tables:
+        print(tables(json.loads(summary_path().read_text())))
+        return 0
     work = chosen(options)
     results: dict[str, dict[str, dict[str, float]]] = {case.target: {} for case in work}
     too_much: list[str] = []
@@ -306,9 +311,8 @@ def main(argv: list[str] | None = None) -> int:
             if options.print or options.quick:
                 print(f"{target:8} {name:34}", *(f"{key} {value:g}" for key, value in found.items()), flush=True)
     if not (options.print or options.quick):
-        path = RESULTS / f"compiled-triton-{triton.__version__}.json"
-        path.write_text(_json(results))
-        print(f"wrote {path}")
+        summary_path().write_text(_json(results))
+        print(f"wrote {summary_path()}")
     print(*too_much, sep="\n", file=sys.stderr)
     return 1 if too_much else 0
 
@@ -331,6 +335,43 @@ def _json(results: dict[str, dict[str, dict[str, float]]]) -> str:
         lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
         blocks.append(f"  {json.dumps(target)}: {{\n{lines}\n  }}")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def summary_path(version: str = triton.__version__) -> Path:
+    """Where the results of a release of Triton lie."""
+    return RESULTS / f"compiled-triton-{version}.json"
+
+
+# What the tables show: a title, the case of a format, and the text of a cell.
+TABLES = (
+    ("matvec, 8-bit activations, one row: instructions per weight · registers", "matvec int8 {} x1"),
+    ("matvec, exact, one row: instructions per weight · registers", "matvec exact {} x1"),
+    ("matmul, exact, the largest tile: instructions per weight · registers · KiB of shared memory", "matmul exact {} "),
+)
+
+
+def tables(summary: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Markdown: a table per kernel, a row per format, a column per architecture."""
+    names = [fmt.name for fmt in formats.FORMATS if fmt.id in DECODERS]
+    blocks = []
+    for title, case in TABLES:
+        head = f"| {title} | {' | '.join(summary)} |\n|---|{'---|' * len(summary)}"
+        rows = [
+            f"| {name} | {' | '.join(_cell(found, case.format(name)) for found in summary.values())} |"
+            for name in names
+            if any(key.startswith(case.format(name)) for found in summary.values() for key in found)
+        ]
+        blocks.append("\n".join((head, *rows)))
+    return "\n\n".join(blocks)
+
+
+def _cell(found: dict[str, dict[str, float]], case: str) -> str:
+    values = [value for name, value in found.items() if name.startswith(case)]
+    if not values:
+        return ""
+    last = values[-1]
+    shared = f" · {last['shared'] / 1024:.0f}" if case.startswith("matmul") else ""
+    return f"{last.get('per_weight', 0):.2f} · {last['registers']:g}{shared}"
 
 
 if __name__ == "__main__":

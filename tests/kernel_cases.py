@@ -1,9 +1,11 @@
 """Random weights of every format for the tests of kernels, and how close a kernel must come to its twin."""
 
+from math import prod
+
+import timing
 import torch
 from torch import Tensor
 
-from naiad.quant import formats
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import FORMATS, Format
 from naiad.triton_kernels.decode import DECODERS
@@ -22,7 +24,6 @@ INT8_TOLERANCE = 0.012
 # Scales that a hostile or a damaged file may have: zeros, denormals, the largest f16, NaN. (Infinite ones give NaN
 # where the twin may give infinity: a kernel takes d (q - 1) as d q - d.)
 EXTREME = torch.tensor([0.0, -0.0, 6e-8, -6e-8, 6.1e-5, 65504.0, -65504.0, torch.nan, 1.0])
-TORCH = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 
 
 def odd_width(fmt: Format) -> int:
@@ -31,23 +32,17 @@ def odd_width(fmt: Format) -> int:
 
 
 def random_rows(fmt: Format, *shape: int, scales: Tensor | None = None) -> Tensor:
-    """Rows of random blocks, uint8 [..., bytes per row]. Floats are ordinary numbers, or drawn from `scales`."""
+    """Rows of random blocks, uint8 [..., bytes per row]. Floats make ordinary weights, or are drawn from `scales`."""
     *leading, n_in = shape
-    rows = torch.randint(0, 256, (*leading, fmt.row_bytes(n_in)), dtype=torch.uint8)
-    blocks = rows.view(-1, fmt.type_size)
-    start = 0
+    rows: Tensor = timing.random_rows(fmt, prod(leading), n_in, torch.device("cpu")).view(*leading, -1)
+    if scales is None:
+        return rows
+    blocks, start = rows.view(-1, fmt.type_size), 0
     for field in fmt.fields:
-        if field.dtype in TORCH:
-            if scales is None:
-                values = torch.randn(len(blocks), field.count) * 0.1 + 0.01
-            else:
-                values = scales[torch.randint(0, len(scales), (len(blocks), field.count))]
-            blocks[:, start : start + field.n_bytes] = values.to(TORCH[field.dtype]).view(torch.uint8)
+        if field.dtype == "f16":
+            values = scales[torch.randint(0, len(scales), (len(blocks), field.count))]
+            blocks[:, start : start + field.n_bytes] = values.half().view(torch.uint8)
         start += field.n_bytes
-    if fmt is formats.IQ1_M and scales is None:
-        blocks[:, 55] = blocks[:, 55] & 0x0F | 0x20  # the top nibble of its scattered f16: an exponent near 0
-    if fmt is formats.MXFP4 and scales is None:
-        blocks[:, 0] = torch.randint(118, 124, (len(blocks),), dtype=torch.uint8)
     return rows
 
 

@@ -20,7 +20,7 @@ from .decode import DECODERS
 from .matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from .matvec import matvec_glu_kernel, matvec_kernel
 from .packing import UNIT, units
-from .tuning import Tile, Tuning, arch_of, isa, tuning
+from .tuning import Tile, Tuning, arch_of, isa, tuning, warp_size
 from .weights import PackedWeight
 
 Route = Literal["int8", "exact"]
@@ -69,7 +69,7 @@ class Linear:
         self.int8 = route == "int8" and not any(weight.format.id in PLAIN for weight in weights)
         self.float32 = any(weight.format is formats.F32 for weight in weights)
         self.table = table or tuning(arch_of(self.device))
-        self.isa = isa(arch_of(self.device))
+        self.isa, self.warp_size = isa(arch_of(self.device)), warp_size(arch_of(self.device))
         self.workspace_bytes = workspace_bytes
         self.n_units = units(self.n_in)
         empty = [None] * (3 - len(weights))
@@ -115,14 +115,14 @@ class Linear:
         m = len(x)
         batch = min(vector.batch, triton.next_power_of_2(m)) if self.int8 else 1
         # As many lanes as there are units to share among them, so that a short row does not leave lanes idle.
-        lanes = min(32 * vector.warps, vector.rows * triton.next_power_of_2(self.n_units))
+        lanes = min(self.warp_size * vector.warps, vector.rows * triton.next_power_of_2(self.n_units))
         options: dict[str, Any] = {
             "INT8": self.int8,
             "R": vector.rows,
             "LANES": lanes,
             "BM": batch,
             "ISA": self.isa,
-            "num_warps": max(1, lanes // 32),
+            "num_warps": max(1, lanes // self.warp_size),
             "enable_fp_fusion": True,
         }
         operand, shape = quantize(x) if self.int8 else spread(x), (m, self.n_units)

@@ -118,6 +118,11 @@ def isa(arch: str) -> str:
     return "gfx11" if arch.startswith(("gfx11", "gfx12")) else "portable"
 
 
+def warp_size(arch: str) -> int:
+    """Lanes of a warp: AMD's CDNA has 64."""
+    return 64 if arch.startswith("gfx9") else 32
+
+
 def arch_of(device: torch.device) -> str:
     """The architecture of a CUDA or ROCm device; "portable" for any other, where only the interpreter runs."""
     if device.type != "cuda":

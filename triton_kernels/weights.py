@@ -12,10 +12,7 @@ from ..quant.formats import Format
 from . import codebooks, packing
 from .decode import DECODERS
 from .rows import rows_kernel
-from .tuning import arch_of, isa
-
-# Rows that a program of the rows kernel decodes.
-ROWS = 32
+from .tuning import arch_of, isa, warp_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +73,10 @@ class PackedWeight:
             raise ValueError(f"expected a matrix, found a stack of shape {self.shape}")
         n_out, n_in = self.shape
         device = self.data.device
+        arch = arch_of(device)
         n_units = packing.units(n_in)
         if len(out):
-            rows_kernel[triton.cdiv(len(out), ROWS), n_units](
+            rows_kernel[triton.cdiv(len(out), warp_size(arch)), n_units](
                 out,
                 self.words,
                 codebooks.table(device),
@@ -89,8 +87,8 @@ class PackedWeight:
                 n_in,
                 n_units,
                 DECODE=DECODERS[self.format.id],
-                R=ROWS,
-                ISA=isa(arch_of(device)),
+                R=warp_size(arch),  # a row per lane
+                ISA=isa(arch),
                 num_warps=1,
                 enable_fp_fusion=True,
             )

@@ -1,0 +1,65 @@
+"""A part of the matrix of perf/compiled.py: kernels compile for other machines' GPUs, fit them, and stay small."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+PROGRAM = Path(__file__).parents[1] / "perf/compiled.py"
+RESULTS = PROGRAM.with_name("results")
+
+# Instructions that a lane issues per weight in the main loop of the integer matvec kernel on sm_90: what they may be.
+# IQ4_XS misses the 2.0 that were aimed at; perf/README.md says why.
+MAX_PER_WEIGHT = {"Q4_K": 1.7, "Q5_K": 2.2, "Q6_K": 2.4, "Q8_0": 2.0, "Q4_0": 2.0, "IQ4_XS": 2.4}
+# 128-bit loads in that loop: every piece of 16 bytes of a unit of weights (packing.py) and of activations.
+MIN_WIDE_LOADS = {"Q4_K": 9 + 18, "Q5_K": 11 + 18, "Q6_K": 13 + 18, "Q8_0": 17 + 18, "Q4_0": 9 + 18, "IQ4_XS": 8 + 18}
+
+
+def run(cache: Path, *arguments: str) -> str:
+    """The program in a process of its own, where kernels are compiled instead of interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    command = [sys.executable, str(PROGRAM), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_defaults_compile_and_fit_without_spills(tmp_path: Path) -> None:
+    """The program itself fails where a case spills or takes more than its architecture has."""
+    table = run(tmp_path, "--quick", "--jobs", "1")
+    assert {line.split()[0] for line in table.splitlines()} == {"sm_80", "sm_90", "gfx942", "gfx1100"}
+
+
+def test_instructions_per_weight(tmp_path: Path) -> None:
+    formats = ",".join(MAX_PER_WEIGHT)
+    table = run(tmp_path, "--targets", "sm_90", "--formats", formats, "--only", r"matvec int8 \w+ x1", "--print")
+    found = {
+        match[1]: (float(match[2]), int(match[3]))
+        for match in re.finditer(r"matvec int8 (\w+) x1 .*per_weight (\S+) wide_loads (\d+)", table)
+    }
+    assert found.keys() == MAX_PER_WEIGHT.keys()
+    assert {name: count for name, (count, _) in found.items() if count > MAX_PER_WEIGHT[name]} == {}
+    assert {name: wide for name, (_, wide) in found.items() if wide < MIN_WIDE_LOADS[name]} == {}
+
+
+def test_a_warm_start_compiles_nothing(tmp_path: Path) -> None:
+    arguments = ("--targets", "sm_90", "--formats", "Q8_0", "--only", "rows|reduce", "--print", "--jobs", "1")
+    first = run(tmp_path, *arguments)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert files and run(tmp_path, *arguments) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.9.0"])
+def test_committed_summaries_show_no_spills(version: str) -> None:
+    summary = json.loads((RESULTS / f"compiled-triton-{version}.json").read_text())
+    assert len(summary) == 11
+    spilled = [(target, name) for target, found in summary.items() for name, v in found.items() if v["spilled"]]
+    assert spilled == []
