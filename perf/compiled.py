@@ -56,7 +56,8 @@ SHARED_MEMORY = {
 }
 MAX_REGISTERS = {"sm": 255, "gfx9": 512, "gfx1": 256}
 
-# The formats whose every tile and batch is compiled; of the others one kernel of a kind.
+# The formats whose every tile and batch is compiled; of the others one kernel of a kind, and tiles, which take long, only
+# for the targets of the quick run.
 THOROUGH = ("Q4_K", "Q6_K", "Q8_0", "IQ4_XS")
 QUICK_TARGETS = ("sm_80", "sm_90", "gfx942", "gfx1100")
 QUICK_FORMATS = ("Q4_K", "Q6_K")
@@ -98,6 +99,8 @@ def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
             if route == "exact" or fmt.id not in PLAIN:
                 yield from _matvec_cases(target, fmt, route, thorough)
         tiles = tuning(target).tiles if thorough else tuning(target).tiles[-1:]
+        if not thorough and target not in QUICK_TARGETS:
+            tiles = ()
         for tile in tiles:
             yield _matmul_case(target, fmt, tile, "exact")
         if thorough:

@@ -23,7 +23,7 @@ import torch
 from timing import Call, Map, copies, default_jobs, describe, find_device, measure, n_copies, random_weight, workers
 
 from naiad.quant.formats import format_by_name
-from naiad.triton_kernels.linear import Linear
+from naiad.triton_kernels.linear import Linear, Route
 from naiad.triton_kernels.tuning import TABLE, Tile, Tuning, Vector, arch_of, to_json, tuning
 from naiad.triton_kernels.weights import PackedWeight
 
@@ -70,6 +70,7 @@ class Candidate:
     label: str
     table: Tuning
     invariant: bool = False
+    route: Route = "int8"
 
 
 class Bench:
@@ -104,7 +105,7 @@ def half(device: torch.device) -> torch.dtype:
 
 
 def linear(weight: PackedWeight, candidate: Candidate) -> Linear:
-    return Linear([weight], table=candidate.table, batch_invariant=candidate.invariant)
+    return Linear([weight], route=candidate.route, table=candidate.table, batch_invariant=candidate.invariant)
 
 
 @lru_cache(maxsize=1)
@@ -163,9 +164,9 @@ def mean(times: Sequence[float]) -> float:
     return statistics.geometric_mean(times)
 
 
-def crossover(bench: Bench, few: Tuning, many: Tuning, counts: Sequence[int]) -> int:
+def crossover(bench: Bench, few: Tuning, many: Tuning, counts: Sequence[int], route: Route = "int8") -> int:
     """How many of the row counts, from the first on, are served faster by the table for few rows than by the other."""
-    one, other = Candidate("few", few), Candidate("many", many)
+    one, other = Candidate("few", few, route=route), Candidate("many", many, route=route)
     for i, rows in enumerate(counts):
         times = [bench.times([one, other], case, rows) for case in bench.cases]
         ratios = [t[one] / t[other] if {one, other} <= t.keys() else (1.0 if one in t else NEVER) for t in times]
@@ -179,7 +180,7 @@ def crossover(bench: Bench, few: Tuning, many: Tuning, counts: Sequence[int]) ->
 
 
 def only_matmul(table: Tuning, tiles: tuple[Tile, ...]) -> Tuning:
-    return replace(table, matvec_rows=0, workspace_rows=NEVER, tiles=tiles)
+    return replace(table, matvec_rows=0, exact_rows=0, workspace_rows=NEVER, tiles=tiles)
 
 
 def tiles(max_rows: int, bms: Sequence[int], split: bool, int8: Sequence[bool]) -> Iterator[Tile]:
@@ -236,6 +237,9 @@ def tune(bench: Bench, table: Tuning) -> Tuning:
     print("time of matvec / time of matmul")
     n = crossover(bench, replace(table, matvec_rows=NEVER), matmul, MATVEC_COUNTS)
     table = replace(table, matvec_rows=MATVEC_COUNTS[n - 1] if n else 0)
+    print("the same on the exact route")
+    n = crossover(bench, replace(table, exact_rows=NEVER), matmul, MATVEC_COUNTS, "exact")
+    table = replace(table, exact_rows=MATVEC_COUNTS[n - 1] if n else 0)
     print("time of matmul / time of decoding and torch's product")
     n = crossover(bench, matmul, replace(matmul, workspace_rows=0), WORKSPACE_COUNTS)
     return replace(table, workspace_rows=WORKSPACE_COUNTS[n] if n < len(WORKSPACE_COUNTS) else NEVER)

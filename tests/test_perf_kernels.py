@@ -139,7 +139,9 @@ def model_time(candidate: tune.Candidate, rows: int) -> float:
     table = candidate.table
     if candidate.invariant:
         return 10.0 + (table.invariant.bm != 32) + (table.invariant.bn != 64) + 0.1 * table.invariant.stages
-    if rows <= table.matvec_rows:
+    if candidate.route == "exact" and rows <= table.exact_rows:
+        return 2.5 * rows
+    if candidate.route == "int8" and rows <= table.matvec_rows:
         vector = table.vector
         return rows + 0.1 * (vector.rows != 64) + 0.1 * (vector.warps != 2) + (0.01 * (vector.batch != 2) * rows)
     if rows >= table.workspace_rows:
@@ -175,7 +177,7 @@ def test_the_fastest_is_chosen(bench: tune.Bench, tmp_path: Path) -> None:
     assert all((tile.warps, tile.stages, tile.int8) == (4, 1, False) for tile in entry.tiles[:3])
     assert [tile.split for tile in entry.tiles] == [True, True, False, False]
     assert entry.invariant == Tile(0, 64, 32, 4, 1, False, False)
-    assert (entry.matvec_rows, entry.workspace_rows) == (10, 256)
+    assert (entry.matvec_rows, entry.exact_rows, entry.workspace_rows) == (10, 2, 256)
 
     before = json.loads(TABLE.read_text())
     tune.write(tmp_path / "tuning.json", replace(entry, measured="a card"))
