@@ -28,10 +28,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from naiad.quant import formats
+from naiad.quant.floats import FLOAT_DTYPES
 from naiad.quant.formats import Format
 from naiad.triton_kernels.activations import quantize_kernel, spread_kernel
 from naiad.triton_kernels.decode import DECODERS
-from naiad.triton_kernels.linear import PLAIN
 from naiad.triton_kernels.matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from naiad.triton_kernels.matvec import matvec_glu_kernel, matvec_kernel
 from naiad.triton_kernels.rows import rows_kernel
@@ -56,8 +56,8 @@ SHARED_MEMORY = {
 }
 MAX_REGISTERS = {"sm": 255, "gfx9": 512, "gfx1": 256}
 
-# The formats whose every tile and batch is compiled; of the others one kernel of a kind, and tiles, which take long, only
-# for the targets of the quick run.
+# The formats whose every tile and batch is compiled. Of the others one kernel of a kind: for the targets of the quick
+# run all of them, for the rest those that compile fast.
 THOROUGH = ("Q4_K", "Q6_K", "Q8_0", "IQ4_XS")
 QUICK_TARGETS = ("sm_80", "sm_90", "gfx942", "gfx1100")
 QUICK_FORMATS = ("Q4_K", "Q6_K")
@@ -95,13 +95,13 @@ def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
     """The default configurations of an architecture."""
     for fmt in fmts:
         thorough = fmt.name in THOROUGH and not quick
-        for route in ("int8", "exact"):
-            if route == "exact" or fmt.id not in PLAIN:
-                yield from _matvec_cases(target, fmt, route, thorough)
+        slow_ones = thorough or target in QUICK_TARGETS
+        if fmt not in FLOAT_DTYPES:
+            yield from _matvec_cases(target, fmt, "int8", thorough)
+        if slow_ones or fmt in FLOAT_DTYPES:
+            yield from _matvec_cases(target, fmt, "exact", thorough)
         tiles = tuning(target).tiles if thorough else tuning(target).tiles[-1:]
-        if not thorough and target not in QUICK_TARGETS:
-            tiles = ()
-        for tile in tiles:
+        for tile in tiles if slow_ones else ():
             yield _matmul_case(target, fmt, tile, "exact")
         if thorough:
             yield _matmul_case(target, fmt, tiles[0], "int8")
@@ -308,7 +308,8 @@ def main(argv: list[str] | None = None) -> int:
     too_much: list[str] = []
     # Arguments name functions, which other processes find by the case's index.
     with ProcessPoolExecutor(options.jobs, initializer=_keep, initargs=(argv,)) as pool:
-        for target, name, found, over in pool.map(_measured_at, range(len(work)), chunksize=4):
+        for i, (target, name, found, over) in enumerate(pool.map(_measured_at, range(len(work)), chunksize=4)):
+            print(f"{i} of {len(work)} compiled", end="\r", file=sys.stderr)
             results[target][name] = found
             too_much += over
             if options.print or options.quick:

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from naiad.quant.floats import FLOAT_DTYPES
 from naiad.quant.formats import Format
 from naiad.triton_kernels.tuning import arch_of
 from naiad.triton_kernels.weights import PackedWeight
@@ -105,7 +106,7 @@ def random_rows(fmt: Format, n_out: int, n_in: int, device: torch.device, seed: 
     """uint8 [n_out, bytes per row] of a format: random bits, but scales that make every weight an ordinary number."""
     generator = torch.Generator(device).manual_seed(seed)
     if not fmt.is_quantized:
-        dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[fmt.name]
+        dtype = FLOAT_DTYPES[fmt]
         return torch.randn(n_out, n_in, generator=generator, device=device).mul_(0.02).to(dtype).view(torch.uint8)
     n_blocks = n_out * fmt.row_bytes(n_in) // fmt.type_size
     bits = partial(torch.randint, dtype=torch.uint8, generator=generator, device=device)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ..loaders.stored import ModelSource
-from .backends.torch import TORCH_DTYPES, TorchOps
+from ..quant.floats import FLOAT_DTYPES
+from .backends.torch import TorchOps
 from .config import ModelConfig
 from .decoder import Decoder, build_decoder
 from .devices import activation_dtype, find_device
@@ -130,7 +131,7 @@ def _weight_dtype(
 
 
 def _all_stored_as_floats(source: ModelSource) -> bool:
-    return all(t.format.name in TORCH_DTYPES for t in source.tensors.values())
+    return all(t.format in FLOAT_DTYPES for t in source.tensors.values())
 
 
 def load_model(

@@ -2,6 +2,7 @@
 
 from math import prod
 
+import pytest
 import timing
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from naiad.quant.formats import FORMATS, Format
 from naiad.triton_kernels.decode import DECODERS
 from naiad.triton_kernels.weights import PackedWeight
 
+# Where there is a GPU, kernels run on it; elsewhere in the interpreter.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 KERNEL_FORMATS = [fmt for fmt in FORMATS if fmt.id in DECODERS]
 QUANTIZED = [fmt for fmt in KERNEL_FORMATS if fmt.is_quantized]
 

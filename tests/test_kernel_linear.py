@@ -13,6 +13,7 @@ from kernel_cases import (
     DEVICE,
     INT8_TOLERANCE,
     KERNEL_FORMATS,
+    ON_GPU,
     QUANTIZED,
     TOLERANCE,
     error,
@@ -27,11 +28,12 @@ from naiad.quant import formats
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import Format
 from naiad.triton_kernels.activations import INT8_SCALES, INT8_SUMS, quantize, quantize_reference
-from naiad.triton_kernels.linear import Linear
-from naiad.triton_kernels.tuning import Tile, arch_of, tuning
+from naiad.triton_kernels.linear import Linear, _lanes
+from naiad.triton_kernels.tuning import Tile, Vector, arch_of, tuning
 from naiad.triton_kernels.weights import PackedWeight
 
 pytestmark = [
+    *ON_GPU,
     pytest.mark.usefixtures("poisoned"),
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),  # integers wrap, as on a GPU
 ]
@@ -161,6 +163,14 @@ def test_quantized_activations_equal_the_twin(dtype: torch.dtype) -> None:
     at_scales, at_sums = 4 * INT8_SCALES.value, 4 * INT8_SUMS.value
     assert torch.equal(words[:, :, at_scales : at_scales + 8].view(torch.float32), scale)
     torch.testing.assert_close(words[:, :, at_sums : at_sums + 16].view(torch.float32), sums, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("n_units", "lanes"), [(1, 32), (3, 32), (14, 256), (16, 256), (20, 128), (56, 256), (74, 256), (108, 256)]
+)
+def test_few_lanes_wait_for_others(n_units: int, lanes: int) -> None:
+    """16 rows beside each other, at most 8 warps of 32; the units of real models among the lanes that share a row."""
+    assert _lanes(replace(TABLE, vector=Vector(16, 8, 4)), 32, n_units) == lanes
 
 
 # ---- several matrices, epilogues ----

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernel_cases import DEVICE, EXTREME, KERNEL_FORMATS, error, odd_width, random_rows, random_weight
+from kernel_cases import DEVICE, EXTREME, KERNEL_FORMATS, ON_GPU, error, odd_width, random_rows, random_weight
 
 from naiad.quant import formats
 from naiad.quant.dequantize import dequantize
@@ -13,6 +13,7 @@ from naiad.quant.formats import Format
 from naiad.triton_kernels.weights import PackedWeight
 
 pytestmark = [
+    *ON_GPU,
     pytest.mark.usefixtures("poisoned"),
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),  # integers wrap, as on a GPU
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from ..quant import formats
+from ..quant.floats import FLOAT_DTYPES
 from . import codebooks
 from .activations import quantize, spread
 from .decode import DECODERS
@@ -30,7 +31,6 @@ Activation = Literal["silu", "gelu"]
 WORKSPACE_BYTES = 256 * 2**20
 MAX_SPLITS = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-PLAIN = {formats.F32.id, formats.F16.id, formats.BF16.id}
 
 
 class Linear:
@@ -66,7 +66,7 @@ class Linear:
         self.widths = [weight.shape[0] for weight in weights]
         self.n_out = self.widths[0] if activation else sum(self.widths)
         # Plain numbers have no integers to multiply.
-        self.int8 = route == "int8" and not any(weight.format.id in PLAIN for weight in weights)
+        self.int8 = route == "int8" and not any(weight.format in FLOAT_DTYPES for weight in weights)
         self.float32 = any(weight.format is formats.F32 for weight in weights)
         self.table = table or tuning(arch_of(self.device))
         self.isa, self.warp_size = isa(arch_of(self.device)), warp_size(arch_of(self.device))
@@ -77,6 +77,7 @@ class Linear:
         self._decoders = [DECODERS[weight.format.id] for weight in weights] + empty
         self._sizes = self.widths + [0] * len(empty)
         self._lut = codebooks.table(self.device)
+        self._lanes = _lanes(self.table, self.warp_size, self.n_units)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [M, n_in], rows with unit stride, residual [M, n_out] contiguous -> [M, n_out] in the type of x."""
@@ -89,7 +90,7 @@ class Linear:
             self._matmul(x, y, residual, table.invariant, splits=1)
         elif m <= (table.matvec_rows if self.int8 else table.exact_rows):
             self._matvec(x, y, residual)
-        elif m < table.workspace_rows:
+        elif m < table.workspace_rows or self.float32:  # the workspace has the type of x, which may be narrower
             tile = table.tile(m)
             self._matmul(x, y, residual, tile, self._splits(m, tile))
         else:
@@ -114,15 +115,13 @@ class Linear:
         vector = self.table.vector
         m = len(x)
         batch = min(vector.batch, triton.next_power_of_2(m)) if self.int8 else 1
-        # As many lanes as there are units to share among them, so that a short row does not leave lanes idle.
-        lanes = min(self.warp_size * vector.warps, vector.rows * triton.next_power_of_2(self.n_units))
         options: dict[str, Any] = {
             "INT8": self.int8,
             "R": vector.rows,
-            "LANES": lanes,
+            "LANES": self._lanes,
             "BM": batch,
             "ISA": self.isa,
-            "num_warps": max(1, lanes // self.warp_size),
+            "num_warps": self._lanes // self.warp_size,
             "enable_fp_fusion": True,
         }
         operand, shape = quantize(x) if self.int8 else spread(x), (m, self.n_units)
@@ -228,6 +227,14 @@ def _check(weights: Sequence[PackedWeight], bias: Tensor | None, activation: Act
     ):
         expected = f"[{sum(shape[0] for shape in shapes)}] on {weights[0].data.device}"
         raise ValueError(f"expected a bias {expected}, found {list(bias.shape)} on {bias.device}")
+
+
+def _lanes(table: Tuning, warp_size: int, n_units: int) -> int:
+    """Lanes of a matvec program: as many as the table allows while at most a fifth of them wait in the last step."""
+    across = max(1, warp_size * table.vector.warps // table.vector.rows)
+    while across > 1 and 4 * across * -(-n_units // across) > 5 * n_units:
+        across //= 2
+    return max(warp_size, across * table.vector.rows)
 
 
 def _gelu(x: Tensor) -> Tensor:

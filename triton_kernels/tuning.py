@@ -19,8 +19,8 @@ _NVIDIA = ("sm_120", "sm_100", "sm_90", "sm_89", "sm_86", "sm_80")
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """matvec: `rows` rows of W beside each other in a program of `warps` warps, at most `batch` rows of x at once
-    where they are 8-bit integers."""
+    """matvec: `rows` rows of W beside each other in a program of at most `warps` warps, at most `batch` rows of x at
+    once where they are 8-bit integers."""
 
     rows: int
     warps: int

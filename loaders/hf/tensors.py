@@ -11,12 +11,11 @@ import gguf
 import torch
 from einops import rearrange
 
-from ...quant.formats import BF16, F16, F32, Format
+from ...quant.floats import FLOAT_DTYPES
+from ...quant.formats import F32, Format
 from ..stored import StoredTensor
 from .config import HFConfig
 from .safetensors_file import SafetensorsFile
-
-TORCH_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 
 # Computed from the configuration anyway, or of no use in a language model.
 IGNORED = re.compile(r"rotary_emb\.inv_freq$|(^|\.)(vision_tower|vision_model|multi_modal_projector)\.")
@@ -45,7 +44,7 @@ class Piece:
 
     def read(self) -> torch.Tensor:
         """Its numbers, in the shape and dtype of the file; a view of the file where that can be."""
-        raw, dtype = self.file.read(self.name), TORCH_DTYPES[self.format]
+        raw, dtype = self.file.read(self.name), FLOAT_DTYPES[self.format]
         # Headers of odd lengths leave numbers at odd addresses, which torch cannot view.
         aligned = raw if raw.data_ptr() % dtype.itemsize == 0 else raw.clone()
         return aligned.view(dtype).view(self.shape)
@@ -164,7 +163,7 @@ class HFTensors:
         if name in self.stored:
             raise ValueError(f"tensor {name!r} of the model is in the checkpoint twice")
         fmt = F32 if len(shape) <= 1 or FLOAT32_NAMES.search(name) else fmt
-        dtype = TORCH_DTYPES[fmt]
+        dtype = FLOAT_DTYPES[fmt]
 
         def read() -> torch.Tensor:
             return numbers().to(dtype).contiguous().view(-1).view(torch.uint8)

@@ -11,6 +11,7 @@ from einops import rearrange
 
 from ...loaders.stored import StoredTensor
 from ...quant.dequantize import dequantize
+from ...quant.floats import FLOAT_DTYPES
 from ...quant.formats import Format
 from ..batch import Batch, SequenceSlice
 from ..cache import LayerCache
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 WORKSPACE_BYTES = 64 * 2**20
 # With more rows than this, a CPU multiplies faster in float32 even after converting a 16-bit matrix to it.
 MAX_ROWS_16_BIT = 4
-
-TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class TorchOps:
         self.fused_attention = fused_attention
 
     def load(self, tensor: StoredTensor) -> Weight:
-        stored_dtype = TORCH_DTYPES.get(tensor.format.name)
+        stored_dtype = FLOAT_DTYPES.get(tensor.format)
         if self.weight_dtype is None or stored_dtype in (self.weight_dtype, torch.float32):
             return self.load_stored(tensor)
         return DenseWeight(
@@ -100,7 +99,7 @@ class TorchOps:
     def load_stored(self, tensor: StoredTensor) -> Weight:
         """Keeps a matrix as the file has it; on the CPU without a copy."""
         stored = tensor.bytes().to(self.device)
-        dtype = TORCH_DTYPES.get(tensor.format.name)
+        dtype = FLOAT_DTYPES.get(tensor.format)
         if dtype is None:
             return QuantWeight(tensor.format, tensor.shape, stored)
         # A damaged directory or an odd alignment may leave numbers at odd addresses, which torch cannot view.
