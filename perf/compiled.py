@@ -1,6 +1,7 @@
 """Compiles every kernel for every architecture, without a GPU, and reads what came out.
 
     python perf/compiled.py                     the whole matrix: perf/results/compiled-<triton version>.json
+    python perf/compiled.py --targets sm_90     a part of it, the rest of the file stays
     python perf/compiled.py --quick             a representative part, nothing written
     python perf/compiled.py --targets sm_90 --formats Q4_K --print
     python perf/compiled.py --tables            the tables of perf/README.md, from the results on disk
@@ -63,6 +64,10 @@ QUICK_TARGETS = ("sm_80", "sm_90", "gfx942", "gfx1100")
 QUICK_FORMATS = ("Q4_K", "Q6_K")
 
 
+# By target and case.
+Results = dict[str, dict[str, dict[str, float]]]
+
+
 @dataclass(frozen=True)
 class Case:
     """One kernel in one configuration. weights: decoded per step of its loop, 0 where it has none to count."""
@@ -94,6 +99,9 @@ MULTIPLES_OF_16 = ("n0", "n1", "n2", "N", "K", "stride", "step")
 def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
     """The default configurations of an architecture."""
     for fmt in fmts:
+        yield Case(target, f"rows {fmt.name}", "rows_kernel", _rows_arguments(target, fmt), 1)
+        if fmt is formats.F32:
+            continue  # multiplied by torch
         thorough = fmt.name in THOROUGH and not quick
         slow_ones = thorough or target in QUICK_TARGETS
         if fmt not in FLOAT_DTYPES:
@@ -105,7 +113,6 @@ def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
             yield _matmul_case(target, fmt, tile, "exact")
         if thorough:
             yield _matmul_case(target, fmt, tiles[0], "int8")
-        yield Case(target, f"rows {fmt.name}", "rows_kernel", _rows_arguments(target, fmt), 1)
     yield _mixed_case(target)
     yield _glu_case(target)
     yield Case(target, "reduce", "reduce_kernel", (("ACTIVATION", None), ("SPLITS", 8), ("BLOCK", 1024)), 4)
@@ -255,7 +262,7 @@ def _amd(assembly: str) -> tuple[dict[str, int], list[str]]:
             if target and target[1] in labels:
                 loops.append(lines[labels[target[1]] :])
     resources = {
-        "registers": field("vgpr_count") + field("agpr_count"),
+        "registers": field("vgpr_count"),  # accumulation registers included
         "spilled": 4 * field("vgpr_spill_count") + field("private_segment_fixed_size"),
     }
     # Scalar instructions are issued once for all lanes, on units of their own.
@@ -304,18 +311,19 @@ def main(argv: list[str] | None = None) -> int:
         print(tables(json.loads(summary_path().read_text())))
         return 0
     work = chosen(options)
-    results: dict[str, dict[str, dict[str, float]]] = {case.target: {} for case in work}
+    results: Results = {case.target: {} for case in work}
     too_much: list[str] = []
     # Arguments name functions, which other processes find by the case's index.
     with ProcessPoolExecutor(options.jobs, initializer=_keep, initargs=(argv,)) as pool:
         for i, (target, name, found, over) in enumerate(pool.map(_measured_at, range(len(work)), chunksize=4)):
-            print(f"{i} of {len(work)} compiled", end="\r", file=sys.stderr)
+            print(f"{i + 1} of {len(work)} compiled", end="\r", file=sys.stderr)
             results[target][name] = found
             too_much += over
             if options.print or options.quick:
                 print(f"{target:8} {name:34}", *(f"{key} {value:g}" for key, value in found.items()), flush=True)
     if not (options.print or options.quick):
-        summary_path().write_text(_json(results))
+        keep_cases = bool(options.formats or options.only)
+        summary_path().write_text(_json(_merged(results, keep_cases)))
         print(f"wrote {summary_path()}")
     print(*too_much, sep="\n", file=sys.stderr)
     return 1 if too_much else 0
@@ -332,13 +340,21 @@ def _measured_at(index: int) -> tuple[str, str, dict[str, float], list[str]]:
     return _measured(_WORK[index])
 
 
-def _json(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def _json(results: Results) -> str:
     """A line per case, so that a change is seen in a diff."""
     blocks = []
     for target, found in results.items():
         lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
         blocks.append(f"  {json.dumps(target)}: {{\n{lines}\n  }}")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def _merged(results: Results, keep_cases: bool) -> Results:
+    """The results among those on disk, in place of the same targets, or, of a part of a target, of the same cases."""
+    merged: Results = json.loads(summary_path().read_text()) if summary_path().exists() else {}
+    for target, found in results.items():
+        merged[target] = merged.get(target, {}) | found if keep_cases else found
+    return {target: merged[target] for target in SHARED_MEMORY if target in merged}
 
 
 def summary_path(version: str = triton.__version__) -> Path:
@@ -354,7 +370,7 @@ TABLES = (
 )
 
 
-def tables(summary: dict[str, dict[str, dict[str, float]]]) -> str:
+def tables(summary: Results) -> str:
     """Markdown: a table per kernel, a row per format, a column per architecture."""
     names = [fmt.name for fmt in formats.FORMATS if fmt.id in DECODERS]
     blocks = []

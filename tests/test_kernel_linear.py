@@ -139,6 +139,13 @@ def test_workspace(fmt: Format) -> None:
     assert error(layer(x), product(x, twin)) < TOLERANCE[x.dtype]
 
 
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="equal only where sums have the same order")
+def test_float32_weights_are_not_rounded_to_the_type_of_x() -> None:
+    weight, twin = random_weight(formats.F32, 40, 256)
+    x = rows_of(3, 256, torch.bfloat16)
+    assert torch.equal(Linear([weight])(x).cpu(), (x.cpu().float() @ twin.T).bfloat16())
+
+
 def test_strided_activations() -> None:
     weight, twin = random_weight(formats.Q5_0, N_OUT, 352)
     x = rows_of(4, 1000)[::2, 7:359]

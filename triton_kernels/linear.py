@@ -88,9 +88,14 @@ class Linear:
             return y
         if self.batch_invariant:
             self._matmul(x, y, residual, table.invariant, splits=1)
+        elif self.float32:
+            # Matrices of float32 are small (routers), and their kernels would need more registers than there are.
+            wide = torch.empty(m, self.n_out, dtype=torch.float32, device=self.device)
+            self._decode_and_multiply(x.float(), wide, residual)
+            y.copy_(wide)
         elif m <= (table.matvec_rows if self.int8 else table.exact_rows):
             self._matvec(x, y, residual)
-        elif m < table.workspace_rows or self.float32:  # the workspace has the type of x, which may be narrower
+        elif m < table.workspace_rows:
             tile = table.tile(m)
             self._matmul(x, y, residual, tile, self._splits(m, tile))
         else:
