@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 tuning = pytest.importorskip("naiad.triton_kernels.tuning", reason="needs Triton")
 
@@ -45,6 +46,12 @@ def test_other_cards_take_the_nearest_entry(arch: str, same_as: str) -> None:
 def test_unknown_families_are_refused(arch: str) -> None:
     with pytest.raises(ValueError, match=f"no tuning for {arch}; there are entries for .*sm_90"):
         tuning.tuning(arch)
+
+
+def test_devices_without_triton_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning.triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match=r"run on CUDA and ROCm devices.*found cpu"):
+        tuning.arch_of(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

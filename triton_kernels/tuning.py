@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import triton
 
 TABLE = Path(__file__).with_name("tuning.json")
 
@@ -124,8 +125,15 @@ def warp_size(arch: str) -> int:
 
 
 def arch_of(device: torch.device) -> str:
-    """The architecture of a CUDA or ROCm device; "portable" for any other, where only the interpreter runs."""
+    """The architecture of a CUDA or ROCm device; "portable" for any other in Triton's interpreter.
+
+    ValueError for a device that Triton has no code for.
+    """
     if device.type != "cuda":
+        if not triton.knobs.runtime.interpret:
+            raise ValueError(
+                f"Triton kernels run on CUDA and ROCm devices (or with TRITON_INTERPRET=1), found {device}"
+            )
         return "portable"
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
