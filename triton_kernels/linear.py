@@ -68,8 +68,9 @@ class Linear:
         # Plain numbers have no integers to multiply.
         self.int8 = route == "int8" and not any(weight.format in FLOAT_DTYPES for weight in weights)
         self.float32 = any(weight.format is formats.F32 for weight in weights)
-        self.table = table or tuning(arch_of(self.device))
-        self.isa, self.warp_size = isa(arch_of(self.device)), warp_size(arch_of(self.device))
+        arch = arch_of(self.device)
+        self.table = table or tuning(arch)
+        self.isa, self.warp_size = isa(arch), warp_size(arch)
         self.workspace_bytes = workspace_bytes
         self.n_units = units(self.n_in)
         empty = [None] * (3 - len(weights))
