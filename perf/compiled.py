@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 from naiad.quant import formats
 from naiad.quant.floats import FLOAT_DTYPES
 from naiad.quant.formats import Format
-from naiad.triton_kernels.activations import quantize_kernel, spread_kernel
+from naiad.triton_kernels.activations import units_kernel
 from naiad.triton_kernels.decode import DECODERS
 from naiad.triton_kernels.matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from naiad.triton_kernels.matvec import matvec_glu_kernel, matvec_kernel
@@ -84,7 +84,7 @@ KERNELS = {
     kernel.fn.__name__: kernel
     for kernel in (
         *(matvec_kernel, matvec_glu_kernel, matmul_kernel, matmul_glu_kernel),
-        *(reduce_kernel, rows_kernel, quantize_kernel, spread_kernel),
+        *(reduce_kernel, rows_kernel, units_kernel),
     )
 }
 POINTERS = {
@@ -116,8 +116,8 @@ def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
     yield _mixed_case(target)
     yield _glu_case(target)
     yield Case(target, "reduce", "reduce_kernel", (("ACTIVATION", None), ("SPLITS", 8), ("BLOCK", 1024)), 4)
-    yield Case(target, "spread", "spread_kernel", (("GROUPS", 64), ("x", "*bf16"), ("out", "*fp32")), 4)
-    yield Case(target, "quantize", "quantize_kernel", (("GROUPS", 64), ("x", "*bf16"), ("out", "*i32")), 4)
+    for name, out, int8 in (("spread", "*fp32", False), ("quantize", "*i32", True)):
+        yield Case(target, name, "units_kernel", (("GROUPS", 64), ("INT8", int8), ("x", "*bf16"), ("out", out)), 4)
 
 
 def _matvec_arguments(target: str, route: str, batch: int) -> tuple[tuple[str, Any], ...]:

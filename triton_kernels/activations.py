@@ -12,8 +12,6 @@ The integer route has 8 bits per value and a scale per 32, 88 words of four byte
 The exact route has 272 words: 256 values in float32, then the sums.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -30,66 +28,74 @@ EXACT_SUMS: tl.constexpr = tl.constexpr(64)
 
 
 @triton.jit
-def quantize_kernel(x, out, K, S, stride, GROUPS: tl.constexpr):
-    """x [M, K] any float dtype, rows `stride` elements apart -> out int32 [M, S, 88]; values past K count as zero.
+def store_groups(out, row, group, S, values, INT8: tl.constexpr):
+    """Stores values [GROUPS, 32], float32, as groups `group` [GROUPS] of a row's units; groups past the S units are not.
 
-    Grid (M, ceil(8 S / GROUPS)): a program quantises GROUPS groups of 32 of one row.
+    out: int32 [M, S, 88], where INT8 quantises the values, or float32 [M, S, 272]. row: one for all groups, or [GROUPS].
+    """
+    inside = (group < S * 8) & (group >= 0)
+    j = group % 8
+    if INT8:
+        unit = out + (row * S + group // 8) * (INT8_VECTORS * 4)
+        GROUPS: tl.constexpr = values.shape[0]
+        largest = tl.max(tl.abs(values), 1)
+        inverse = 127.0 / tl.where(largest > 0.0, largest, float("inf"))
+        scaled = values * inverse[:, None]
+        q = (scaled + tl.where(scaled < 0.0, -0.5, 0.5)).to(tl.int32)  # half away from zero, as ggml rounds
+        # 127 / (a denormal) is infinite, and its products are not numbers that convert.
+        q = tl.where((inverse < float("inf"))[:, None], q, 0)
+        scale = largest / 127.0
+        bytes = (tl.reshape(q, (GROUPS, 8, 4)) & 255) << (8 * tl.arange(0, 4))[None, None, :]
+        words = tl.sum(bytes, 2)  # [GROUPS, 8]
+        sums = tl.sum(tl.reshape(q, (GROUPS, 2, 16)), 2).to(tl.float32) * scale[:, None]
+        tl.store((unit + j * 8)[:, None] + tl.arange(0, 8)[None, :], words, mask=inside[:, None])
+        tl.store(unit + INT8_SCALES * 4 + j, scale.to(tl.int32, bitcast=True), mask=inside)
+        at_sums = (unit + INT8_SUMS * 4 + j * 2)[:, None] + tl.arange(0, 2)[None, :]
+        tl.store(at_sums, sums.to(tl.int32, bitcast=True), mask=inside[:, None])
+    else:
+        unit = out + (row * S + group // 8) * (EXACT_VECTORS * 4)
+        tl.store((unit + j * 32)[:, None] + tl.arange(0, 32)[None, :], values, mask=inside[:, None])
+        sums = tl.sum(tl.reshape(values, (values.shape[0], 2, 16)), 2)
+        at_sums = (unit + EXACT_SUMS * 4 + j * 2)[:, None] + tl.arange(0, 2)[None, :]
+        tl.store(at_sums, sums, mask=inside[:, None])
+
+
+@triton.jit
+def units_kernel(x, out, K, S, stride, INT8: tl.constexpr, GROUPS: tl.constexpr):
+    """x [M, K] any float dtype, rows `stride` elements apart -> its units (store_groups); values past K count as zero.
+
+    Grid (M, ceil(8 S / GROUPS)): a program takes GROUPS groups of 32 of one row.
     """
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     k = group[:, None] * 32 + tl.arange(0, 32)[None, :]
-    values = tl.load(x + row * stride + k, mask=k < K, other=0.0).to(tl.float32)  # [GROUPS, 32]
-    largest = tl.max(tl.abs(values), 1)
-    inverse = 127.0 / tl.where(largest > 0.0, largest, float("inf"))
-    scaled = values * inverse[:, None]
-    q = (scaled + tl.where(scaled < 0.0, -0.5, 0.5)).to(tl.int32)  # half away from zero, as ggml rounds
-    # 127 / (a denormal) is infinite, and its products are not numbers that convert.
-    q = tl.where((inverse < float("inf"))[:, None], q, 0)
-    scale = largest / 127.0
-    bytes = (tl.reshape(q, (GROUPS, 8, 4)) & 255) << (8 * tl.arange(0, 4))[None, None, :]
-    words = tl.sum(bytes, 2)  # [GROUPS, 8]
-    sums = tl.sum(tl.reshape(q, (GROUPS, 2, 16)), 2).to(tl.float32) * scale[:, None]
-
-    inside = group < S * 8
-    unit = out + (row * S + group // 8) * (INT8_VECTORS * 4)
-    j = group % 8
-    tl.store((unit + j * 8)[:, None] + tl.arange(0, 8)[None, :], words, mask=inside[:, None])
-    tl.store(unit + INT8_SCALES * 4 + j, scale.to(tl.int32, bitcast=True), mask=inside)
-    at_sums = (unit + INT8_SUMS * 4 + j * 2)[:, None] + tl.arange(0, 2)[None, :]
-    tl.store(at_sums, sums.to(tl.int32, bitcast=True), mask=inside[:, None])
-
-
-@triton.jit
-def spread_kernel(x, out, K, S, stride, GROUPS: tl.constexpr):
-    """x [M, K] any float dtype, rows `stride` elements apart -> out float32 [M, S, 272]; grid as quantize_kernel's."""
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
-    k = group[:, None] * 32 + tl.arange(0, 32)[None, :]
     values = tl.load(x + row * stride + k, mask=k < K, other=0.0).to(tl.float32)
-    inside = (group < S * 8)[:, None]
-    unit = out + (row * S + group // 8) * (EXACT_VECTORS * 4)
-    j = group % 8
-    tl.store((unit + j * 32)[:, None] + tl.arange(0, 32)[None, :], values, mask=inside)
-    sums = tl.sum(tl.reshape(values, (GROUPS, 2, 16)), 2)
-    tl.store((unit + EXACT_SUMS * 4 + j * 2)[:, None] + tl.arange(0, 2)[None, :], sums, mask=inside)
+    store_groups(out, row, group, S, values, INT8)
+
+
+def empty_units(m: int, k: int, int8: bool, device: torch.device) -> Tensor:
+    """Room for the units of m rows of k values: int32 [m, units(k), 88] or float32 [m, units(k), 272]."""
+    n_vectors = INT8_VECTORS.value if int8 else EXACT_VECTORS.value
+    return torch.empty(m, units(k), 4 * n_vectors, dtype=torch.int32 if int8 else torch.float32, device=device)
 
 
 def quantize(x: Tensor) -> Tensor:
     """x [M, K] with unit stride along K -> its units for the integer route, int32 [M, units(K), 88]."""
-    return _in_units(quantize_kernel, x, INT8_VECTORS.value, torch.int32)
+    return _in_units(x, int8=True)
 
 
 def spread(x: Tensor) -> Tensor:
     """x [M, K] with unit stride along K -> its units for the exact route, float32 [M, units(K), 272]."""
-    return _in_units(spread_kernel, x, EXACT_VECTORS.value, torch.float32)
+    return _in_units(x, int8=False)
 
 
-def _in_units(kernel: Any, x: Tensor, n_vectors: int, dtype: torch.dtype) -> Tensor:
+def _in_units(x: Tensor, int8: bool) -> Tensor:
     m, k = x.shape
-    out = torch.empty(m, units(k), 4 * n_vectors, dtype=dtype, device=x.device)
+    out = empty_units(m, k, int8, x.device)
     groups = min(64, triton.next_power_of_2(units(k) * 8))
     grid = (m, triton.cdiv(units(k) * 8, groups))
-    kernel[grid](x, out, k, units(k), x.stride(0), GROUPS=groups, num_warps=4, enable_fp_fusion=True)
+    options = {"INT8": int8, "GROUPS": groups, "num_warps": 4, "enable_fp_fusion": True}
+    units_kernel[grid](x, out, k, units(k), x.stride(0), **options)
     return out
 
 
