@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..quant.cache_types import plain_type
 from .batch import Batch
 from .cache import PAGE_SIZE, PagedCache
 from .decoder import Decoder
@@ -17,15 +18,23 @@ class Session:
     """Runs a sequence through a model, `n_batch` tokens at a time.
 
     tokens: what the cache holds. A prompt that begins with the same tokens as the cache does (a chat's next turn)
-    only computes the rest.
+    only computes the rest. k_type, v_type: cache types by name; None keeps keys and values as they are computed.
     """
 
-    def __init__(self, decoder: Decoder, n_ctx: int, n_batch: int = N_BATCH) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        n_ctx: int,
+        n_batch: int = N_BATCH,
+        k_type: str | None = None,
+        v_type: str | None = None,
+    ) -> None:
         if n_batch < 1:
             raise ValueError(f"n_batch must be at least 1, found {n_batch}")
         devices = [layer.ops.device for layer in decoder.layers]
         self.decoder, self.n_ctx, self.n_batch = decoder, n_ctx, n_batch
-        self.cache = PagedCache(decoder.config, devices, decoder.layers[0].ops.dtype, n_ctx)
+        plain = plain_type(decoder.layers[0].ops.dtype)
+        self.cache = PagedCache(decoder.config, devices, k_type or plain, v_type or plain, n_ctx)
         self.pages: list[int] = []
         self.tokens: list[int] = []
 

@@ -115,11 +115,10 @@ def test_a_prompt_in_parts_equals_it_at_once(name: str, n_batch: int, loaded: Lo
 def poisoned_cache(decoder: Decoder, n_pages: int) -> PagedCache:
     """A cache whose pages hold NaN until they are written."""
     devices = [layer.ops.device for layer in decoder.layers]
-    cache = PagedCache(decoder.config, devices, torch.float32, n_pages * PAGE_SIZE)
+    cache = PagedCache(decoder.config, devices, "f32", "f32", n_pages * PAGE_SIZE)
     assert cache.n_pages == n_pages
-    for layer in cache.layers:
-        layer.k.fill_(float("nan"))
-        layer.v.fill_(float("nan"))
+    for plane in (plane for layer in cache.layers for part in (layer.k, layer.v) for plane in part.planes):
+        plane.fill_(float("nan"))
     return cache
 
 

@@ -13,7 +13,7 @@ from ...loaders.stored import StoredTensor
 from ...quant.dequantize import dequantize
 from ...quant.floats import FLOAT_DTYPES
 from ...quant.formats import Format
-from ..batch import Batch, SequenceSlice
+from ..batch import Batch
 from ..cache import LayerCache
 from ..config import Activation, RopePairing
 from ..ops import Angles, AttentionParams, Declined, Weight
@@ -170,12 +170,12 @@ class TorchOps:
         batch: Batch,
         params: AttentionParams,
     ) -> torch.Tensor:
-        cache.k.view(-1, *k.shape[1:]).index_copy_(0, batch.slots, k.to(cache.k.dtype))
-        cache.v.view(-1, *v.shape[1:]).index_copy_(0, batch.slots, v.to(cache.v.dtype))
+        cache.k.write(batch.slots, k)
+        cache.v.write(batch.slots, v)
         out = torch.empty_like(q)
         for sequence in batch.sequences:
             rows = slice(sequence.start, sequence.stop)
-            keys, values = _gather(cache.k, sequence).to(q.dtype), _gather(cache.v, sequence).to(q.dtype)
+            keys, values = cache.k.read(sequence, q.dtype), cache.v.read(sequence, q.dtype)
             out[rows] = attend(q[rows], keys, values, params, fused=self.fused_attention)
         return out
 
@@ -186,16 +186,6 @@ class TorchOps:
 
     def mlp_block(self, block: Mlp | Moe, x: torch.Tensor) -> Declined:
         return Declined("composed of single operations")
-
-
-def _gather(pages: torch.Tensor, sequence: SequenceSlice) -> torch.Tensor:
-    """A sequence's keys or values [length, n_kv_heads, head_dim]; a view where its pages lie in order."""
-    first, n = sequence.pages[0], len(sequence.pages)
-    if list(sequence.pages) == list(range(first, first + n)):
-        chosen = pages[first : first + n]
-    else:
-        chosen = pages[torch.tensor(sequence.pages, device=pages.device)]
-    return chosen.reshape(-1, *pages.shape[2:])[: sequence.length]
 
 
 def attend(
