@@ -38,6 +38,9 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+_POISON = 0x5A5A5A5A
+
+
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.empty gives NaN, so that an output which a kernel does not write is seen."""
@@ -45,6 +48,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def empty(*args: object, **kwargs: object) -> torch.Tensor:
         tensor: torch.Tensor = stock(*args, **kwargs)  # type: ignore[call-overload]
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(0x5A5A5A5A)
+        return tensor.fill_(
+            float("nan") if tensor.is_floating_point() else _POISON >> 8 * (4 - min(4, tensor.itemsize))
+        )
 
     monkeypatch.setattr(torch, "empty", empty)

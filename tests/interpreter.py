@@ -1,7 +1,8 @@
 """Repairs for Triton's interpreter (TRITON_INTERPRET=1), as Triton 3.6.0 and 3.9.0 have it.
 
 It keeps bfloat16 as uint16 and computes with these bits as if they were integers, truncates where it converts to
-bfloat16, and with numpy >= 2.4 Triton 3.6.0 cannot use a tensor of one element as the bound of a range.
+bfloat16, and with numpy >= 2.4 Triton 3.6.0 cannot use a tensor of one element as the bound of a range. It also
+prepares the language anew for every function that a kernel calls, which takes more time than all else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ SIGNATURES = {
     "ScanOps.cumprod": "self input",
     "ReduceScanOpInterface.to_tensor": "self ret dtype",
     "_patch_lang_tensor": "tensor scope",
+    "_patch_lang": "fn",
+    "GridExecutor.__call__": "self args_dev kwargs",
+    "InterpretedFunction.__call__": "self args kwargs",
 }
 
 
@@ -52,6 +56,7 @@ def repair() -> None:
     _repair_casts(stock)
     _repair_reductions(stock)
     _repair_index(stock)
+    _repair_calls(stock)
     stock.bf16_repaired = True
 
 
@@ -155,3 +160,33 @@ def _repair_index(stock: Any) -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     stock._patch_lang_tensor = patched
+
+
+def _repair_calls(stock: Any) -> None:
+    """A function called by a kernel only prepares modules that its kernel has not prepared already."""
+    prepare, run = stock._patch_lang, stock.GridExecutor.__call__
+    prepared: set[str] = set()
+    known: dict[Any, set[str]] = {}
+
+    def languages(fn: Any) -> set[str]:
+        if fn not in known:
+            modules = [value for value in fn.__globals__.values() if inspect.ismodule(value)]
+            known[fn] = {module.__name__ for module in modules if module in (stock.tl, stock.tl.core)}
+        return known[fn]
+
+    def run_grid(self: Any, *args: Any, **kwargs: Any) -> Any:
+        prepared.clear()
+        prepared.update(languages(self.fn))
+        return run(self, *args, **kwargs)
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not languages(self.fn) <= prepared:
+            prepare(self.fn)
+            prepared.update(languages(self.fn))
+        try:
+            return self.rewrite()(*args, **kwargs)
+        except Exception as error:
+            raise stock.InterpreterError(repr(error)) from error
+
+    stock.GridExecutor.__call__ = run_grid
+    stock.InterpretedFunction.__call__ = call
