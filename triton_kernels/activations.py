@@ -12,12 +12,18 @@ The integer route has 8 bits per value and a scale per 32, 88 words of four byte
 The exact route has 272 words: 256 values in float32, then the sums.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .packing import UNIT, units
+
+# What activations are given as: numbers [m, k], or units of the integer or of the exact route.
+Form = Literal["plain", "int8", "spread"]
 
 # Where things are in a unit, in vectors of four words.
 INT8_VECTORS: tl.constexpr = tl.constexpr(22)
@@ -29,9 +35,9 @@ EXACT_SUMS: tl.constexpr = tl.constexpr(64)
 
 @triton.jit
 def store_groups(out, row, group, S, values, INT8: tl.constexpr):
-    """Stores values [GROUPS, 32], float32, as groups `group` [GROUPS] of a row's units; groups past the S units are not.
+    """Stores values [GROUPS, 32], float32, as groups `group` [GROUPS] of a row's units; not those past the S units.
 
-    out: int32 [M, S, 88], where INT8 quantises the values, or float32 [M, S, 272]. row: one for all groups, or [GROUPS].
+    out: int32 [M, S, 88], where INT8 quantises the values, or float32 [M, S, 272]. row: one for all, or [GROUPS].
     """
     inside = (group < S * 8) & (group >= 0)
     j = group % 8
@@ -61,6 +67,21 @@ def store_groups(out, row, group, S, values, INT8: tl.constexpr):
 
 
 @triton.jit
+def store_form(out, row, group, K, S, values, FORM: tl.constexpr):
+    """Stores values [GROUPS, 32], float32, as groups `group` [GROUPS] of a row of K values, in one of the forms.
+
+    out: rows of numbers [M, K] of any float dtype, or units as store_groups has them. For units, values past K are
+    zero. row: one for all groups, or [GROUPS]; a group below zero is not stored.
+    """
+    if FORM == "plain":
+        k = group[:, None] * 32 + tl.arange(0, 32)[None, :]
+        at = out + (row * K + group * 32)[:, None] + tl.arange(0, 32)[None, :]
+        tl.store(at, values.to(out.dtype.element_ty), mask=(k >= 0) & (k < K))
+    else:
+        store_groups(out, row, group, S, values, FORM == "int8")
+
+
+@triton.jit
 def units_kernel(x, out, K, S, stride, INT8: tl.constexpr, GROUPS: tl.constexpr):
     """x [M, K] any float dtype, rows `stride` elements apart -> its units (store_groups); values past K count as zero.
 
@@ -71,6 +92,42 @@ def units_kernel(x, out, K, S, stride, INT8: tl.constexpr, GROUPS: tl.constexpr)
     k = group[:, None] * 32 + tl.arange(0, 32)[None, :]
     values = tl.load(x + row * stride + k, mask=k < K, other=0.0).to(tl.float32)
     store_groups(out, row, group, S, values, INT8)
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Activations [m, n_in] as the matvec kernel reads them.
+
+    data: int32 [m, units(n_in), 88] where int8, else float32 [m, units(n_in), 272]. dtype: the type of the numbers
+    that they stand for, and of what is computed from them.
+    """
+
+    data: Tensor
+    int8: bool
+    n_in: int
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def empty_form(m: int, k: int, form: Form, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for m rows of k values in one of the forms; dtype is that of numbers."""
+    if form == "plain":
+        return torch.empty(m, k, dtype=dtype, device=device)
+    return empty_units(m, k, form == "int8", device)
+
+
+def in_form(data: Tensor, k: int, form: Form, dtype: torch.dtype) -> Tensor | Units:
+    """What a kernel stored into `empty_form(m, k, form, dtype, ...)`."""
+    return data if form == "plain" else Units(data, form == "int8", k, dtype)
+
+
+def converted(x: Tensor, form: Form) -> Tensor | Units:
+    """Numbers x [m, k] with unit stride along k in another form."""
+    if form == "plain":
+        return x
+    return in_form(_in_units(x, form == "int8"), x.shape[1], form, x.dtype)
 
 
 def empty_units(m: int, k: int, int8: bool, device: torch.device) -> Tensor:

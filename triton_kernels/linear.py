@@ -3,9 +3,13 @@
 A `Linear` is made once, when a model is loaded, and checked then; a call only chooses by the number of rows and
 launches. It stands for one of three things: a matrix; up to three side by side (Q, K and V), in any formats; or a gate
 and an up matrix whose products are combined by an activation.
+
+For few rows the matvec kernel reads x in units (activations.py). Who computes x may write them at once: `form` says
+which; `gated` and `with_norm` do that for the next layer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,20 +20,25 @@ from torch import Tensor
 from ..quant import formats
 from ..quant.floats import FLOAT_DTYPES
 from . import codebooks
-from .activations import quantize, spread
+from .activations import Form, Units, converted, empty_form, in_form, quantize
 from .decode import DECODERS
+from .gates import Activation as Activation
+from .gates import glu_reference
 from .matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
-from .matvec import matvec_glu_kernel, matvec_kernel
+from .matvec import matvec_glu_kernel, matvec_glu_units_kernel, matvec_kernel, matvec_norm_kernel
+from .norms import NextNorm, norm, row_groups
 from .packing import UNIT, units
 from .tuning import Tile, Tuning, arch_of, isa, tuning, warp_size
 from .weights import PackedWeight
 
 Route = Literal["int8", "exact"]
-Activation = Literal["silu", "gelu"]
 
 # Memory for decoded weights at a time.
 WORKSPACE_BYTES = 256 * 2**20
 MAX_SPLITS = 8
+# A row that the last program of a matrix-vector product norms lies in its registers: so many values per lane at most.
+MAX_NORM_WIDTH = 8192
+MAX_NORM_PER_LANE = 32
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -37,7 +46,7 @@ class Linear:
     """y = x [W0; W1; W2]^T (+ bias) (+ residual), or y = activation(x W0^T) * (x W1^T).
 
     weights: one to three matrices with the same n_in; with an activation two of one shape.
-    bias: [sum of n_out]; not with an activation.
+    bias: [sum of n_out]; with an activation that of the gate, then that of up.
     route: "int8" quantises x to 8 bits per group of 32 where that is faster; "exact" never does: it decodes weights to
         the type of x (float32 in the matvec kernel) and accumulates in float32.
     batch_invariant: a row's result does not depend on how many rows are beside it.
@@ -79,14 +88,39 @@ class Linear:
         self._sizes = self.widths + [0] * len(empty)
         self._lut = codebooks.table(self.device)
         self._lanes = _lanes(self.table, self.warp_size, self.n_units)
+        # Groups of 32 outputs that become units are one program's.
+        vector = self.table.vector
+        self._group_rows = max(32, vector.rows)
+        grouped = replace(self.table, vector=replace(vector, rows=self._group_rows))
+        self._group_lanes = _lanes(grouped, self.warp_size, self.n_units)
+        # How many programs have stored their part of a row: zero between launches.
+        self._arrived = torch.zeros(max(self.table.matvec_rows, self.table.exact_rows), dtype=torch.int32).to(
+            self.device
+        )
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [M, n_in], rows with unit stride, residual [M, n_out] contiguous -> [M, n_out] in the type of x."""
+    def form(self, m: int) -> Form:
+        """What m rows of x are read as. Numbers ("plain") are taken in any case."""
+        if not m or self.batch_invariant or self.float32:
+            return "plain"
+        if self.int8:
+            return "int8" if m <= self.table.matvec_rows else "plain"
+        return "spread" if m <= self.table.exact_rows else "plain"
+
+    def __call__(self, x: Tensor | Units, residual: Tensor | None = None) -> Tensor:
+        """x [M, n_in], rows with unit stride, residual [M, n_out] contiguous -> [M, n_out] in the type of x.
+
+        x may be units where `form(M)` says so. ValueError for what does not fit.
+        """
         self._check_call(x, residual)
         m, table = len(x), self.table
         y = torch.empty(m, self.n_out, dtype=x.dtype, device=self.device)
         if m == 0:
             return y
+        form = self.form(m)
+        if form != "plain":
+            self._matvec(_data(x, form), y, residual)
+            return y
+        assert isinstance(x, Tensor)
         if self.batch_invariant:
             self._matmul(x, y, residual, table.invariant, splits=1)
         elif self.float32:
@@ -94,8 +128,6 @@ class Linear:
             wide = torch.empty(m, self.n_out, dtype=torch.float32, device=self.device)
             self._decode_and_multiply(x.float(), wide, residual)
             y.copy_(wide)
-        elif m <= (table.matvec_rows if self.int8 else table.exact_rows):
-            self._matvec(x, y, residual)
         elif m < table.workspace_rows:
             tile = table.tile(m)
             self._matmul(x, y, residual, tile, self._splits(m, tile))
@@ -103,9 +135,63 @@ class Linear:
             self._decode_and_multiply(x, y, residual)
         return y
 
-    def _check_call(self, x: Tensor, residual: Tensor | None) -> None:
+    def gated(self, x: Tensor | Units, form: Form) -> Tensor | Units:
+        """The layer's result (of a gated pair) in a form that the next layer reads; without a launch of its own where
+        x is read in units."""
+        m = len(x)
+        mine = self.form(m)
+        if form == "plain" or mine == "plain" or not self.activation:
+            return converted(self(x), form)
+        self._check_call(x, None)
+        out = empty_form(m, self.n_out, form, x.dtype, self.device)
+        (gate, up, _), (d_gate, d_up, _), options = self._words, self._decoders, self._vector_options(m)
+        options |= {"R": self._group_rows, "LANES": self._group_lanes}
+        options["num_warps"] = self._group_lanes // self.warp_size
+        grid = (triton.cdiv(m, options["BM"]), triton.cdiv(UNIT * units(self.n_out), self._group_rows))
+        matvec_glu_units_kernel[grid](
+            *(out, _data(x, mine), self._lut, self.bias, gate, up, self.n_out, m, self.n_units),
+            **{"D_GATE": d_gate, "D_UP": d_up, "ACTIVATION": self.activation, "FORM": form, **options},
+        )
+        return in_form(out, self.n_out, form, x.dtype)
+
+    def with_norm(
+        self, x: Tensor | Units, residual: Tensor | None, following: NextNorm, form: Form
+    ) -> tuple[Tensor, Tensor | Units | None]:
+        """The stream after this layer, [M, n_out], and its norm in a form that the next layer reads (norms.norm): one
+        launch for a matrix that is no wider than a program can hold, where x is read in units."""
+        m = len(x)
+        mine = self.form(m)
+        if mine == "plain" or following.weight is None or not self._can_norm(row_groups(self.n_out, form)):
+            if following.post_weight is None:
+                return norm(self(x, residual), following, form=form)
+            return norm(self(x), following, residual, form)
+        if following.width != self.n_out:
+            raise ValueError(f"expected a norm of {self.n_out} values, found one of {following.width}")
+        self._check_call(x, residual)
+        y = torch.empty(m, self.n_out, dtype=x.dtype, device=self.device)
+        stream = None if following.post_weight is None else torch.empty_like(y)
+        out = empty_form(m, self.n_out, form, x.dtype, self.device)
+        options = self._vector_options(m)
+        by = (following.weight, following.bias, following.eps, following.post_weight, following.post_eps)
+        matvec_norm_kernel[triton.cdiv(m, options["BM"]), triton.cdiv(self.n_out, options["R"])](
+            *(y, _data(x, mine), self._lut, self.bias, residual, self._words[0], self.n_out, m, self.n_units),
+            *(self._arrived, stream, out, *by),
+            **{"DECODE": self._decoders[0], "LAYER": following.layer, "FORM": form},
+            **{"GROUPS": row_groups(self.n_out, form), **options},
+        )
+        return y if stream is None else stream, in_form(out, self.n_out, form, x.dtype)
+
+    def _can_norm(self, groups: int) -> bool:
+        return len(self.weights) == 1 and 32 * groups <= min(MAX_NORM_WIDTH, MAX_NORM_PER_LANE * self._lanes)
+
+    def _check_call(self, x: Tensor | Units, residual: Tensor | None) -> None:
         # One comparison of tuples: what cannot change between calls was checked when the layer was made.
-        if (x.dim(), x.shape[-1], x.stride(-1), x.device) != (2, self.n_in, 1, self.device) or x.dtype not in FLOATS:
+        if isinstance(x, Units):
+            found_units = (x.n_in, "int8" if x.int8 else "spread", x.data.device)
+            if found_units != (self.n_in, self.form(len(x)), self.device):
+                expected = f"{self.n_in} values per row as {self.form(len(x))} on {self.device}"
+                raise ValueError(f"expected {expected}, found units of {found_units}")
+        elif (x.dim(), x.shape[-1], x.stride(-1), x.device) != (2, self.n_in, 1, self.device) or x.dtype not in FLOATS:
             expected = f"x [M, {self.n_in}] with unit stride, float32, float16 or bfloat16, on {self.device}"
             found = f"{x.dtype} {list(x.shape)} with strides {x.stride()} on {x.device}"
             raise ValueError(f"expected {expected}, found {found}")
@@ -117,30 +203,29 @@ class Linear:
 
     # ---- the kernels --------------------------------------------------------------------------------------------
 
-    def _matvec(self, x: Tensor, y: Tensor, residual: Tensor | None) -> None:
+    def _vector_options(self, m: int) -> dict[str, Any]:
         vector = self.table.vector
-        m = len(x)
-        batch = min(vector.batch, triton.next_power_of_2(m)) if self.int8 else 1
-        options: dict[str, Any] = {
+        return {
             "INT8": self.int8,
             "R": vector.rows,
             "LANES": self._lanes,
-            "BM": batch,
+            "BM": min(vector.batch, triton.next_power_of_2(m)) if self.int8 else 1,
             "ISA": self.isa,
             "num_warps": self._lanes // self.warp_size,
             "enable_fp_fusion": True,
         }
-        operand, shape = quantize(x) if self.int8 else spread(x), (m, self.n_units)
+
+    def _matvec(self, operand: Tensor, y: Tensor, residual: Tensor | None) -> None:
+        options, rows = self._vector_options(len(y)), self.table.vector.rows
+        shape, batches = (len(y), self.n_units), triton.cdiv(len(y), options["BM"])
         (w0, w1, w2), (n0, n1, n2), (d0, d1, d2) = self._words, self._sizes, self._decoders
         if self.activation:
-            grid = (triton.cdiv(m, batch), triton.cdiv(n0, vector.rows))
-            matvec_glu_kernel[grid](
-                *(y, operand, self._lut, w0, w1, n0, *shape),
+            matvec_glu_kernel[batches, triton.cdiv(n0, rows)](
+                *(y, operand, self._lut, self.bias, w0, w1, n0, *shape),
                 **{"D_GATE": d0, "D_UP": d1, "ACTIVATION": self.activation, **options},
             )
         else:
-            grid = (triton.cdiv(m, batch), sum(triton.cdiv(n, vector.rows) for n in self.widths))
-            matvec_kernel[grid](
+            matvec_kernel[batches, sum(triton.cdiv(n, rows) for n in self.widths)](
                 *(y, operand, self._lut, self.bias, residual, w0, w1, w2, n0, n1, n2, *shape),
                 **{"D0": d0, "D1": d1, "D2": d2, **options},
             )
@@ -165,7 +250,7 @@ class Linear:
         columns = triton.cdiv(m, tile.bm)
         if self.activation and splits == 1:
             matmul_glu_kernel[triton.cdiv(n0, tile.bn), columns](
-                *(y, operand, self._lut, w0, w1, n0, *shape),
+                *(y, operand, self._lut, self.bias, w0, w1, n0, *shape),
                 **{"D_GATE": d0, "D_UP": d1, "ACTIVATION": self.activation, **options},
             )
             return
@@ -196,8 +281,10 @@ class Linear:
     def _decode_and_multiply(self, x: Tensor, y: Tensor, residual: Tensor | None) -> None:
         if self.activation:
             gate, up = (self._product(x, weight, torch.empty_like(y)) for weight in self.weights)
-            gate = torch.nn.functional.silu(gate) if self.activation == "silu" else _gelu(gate)
-            torch.mul(gate, up, out=y)
+            if self.bias is not None:
+                gate += self.bias[: self.n_out]
+                up += self.bias[self.n_out :]
+            y.copy_(glu_reference(gate, up, self.activation))
             return
         start = 0
         for weight, width in zip(self.weights, self.widths, strict=True):
@@ -219,20 +306,27 @@ class Linear:
         return out
 
 
+def _data(x: Tensor | Units, form: Form) -> Tensor:
+    """The units of x in a form other than "plain"."""
+    given = x if isinstance(x, Units) else converted(x, form)
+    assert isinstance(given, Units)
+    return given.data
+
+
 def _check(weights: Sequence[PackedWeight], bias: Tensor | None, activation: Activation | None) -> None:
     shapes = [weight.shape for weight in weights]
     if not 1 <= len(weights) <= 3 or any(len(shape) != 2 for shape in shapes):
         raise ValueError(f"expected one to three matrices, found shapes {shapes}")
-    if len({shape[1] for shape in shapes}) > 1 or len({weight.data.device for weight in weights}) > 1:
+    device = weights[0].data.device
+    if len({shape[1] for shape in shapes}) > 1 or any(weight.data.device != device for weight in weights):
         raise ValueError(f"expected matrices with one n_in on one device, found shapes {shapes}")
-    if activation is not None and (len(weights) != 2 or shapes[0] != shapes[1] or bias is not None):
-        found = f"{len(weights)} of shapes {shapes}{'' if bias is None else ' and a bias'}"
-        raise ValueError(f"an activation combines two matrices of one shape without a bias, found {found}")
-    if bias is not None and (
-        bias.shape != (sum(shape[0] for shape in shapes),) or bias.device != weights[0].data.device
-    ):
-        expected = f"[{sum(shape[0] for shape in shapes)}] on {weights[0].data.device}"
-        raise ValueError(f"expected a bias {expected}, found {list(bias.shape)} on {bias.device}")
+    combined = f"an activation combines two matrices of one shape {'without' if bias is None else 'and'} a bias"
+    if activation is not None and (len(weights) != 2 or shapes[0] != shapes[1]):
+        raise ValueError(f"{combined}, found {len(weights)} of shapes {shapes}")
+    width = sum(shape[0] for shape in shapes)
+    if bias is not None and (bias.shape != (width,) or bias.device != device):
+        expected = f"expected a bias [{width}] on {device}, found {list(bias.shape)} on {bias.device}"
+        raise ValueError(expected if activation is None else f"{combined}: {expected}")
 
 
 def _lanes(table: Tuning, warp_size: int, n_units: int) -> int:
@@ -241,10 +335,6 @@ def _lanes(table: Tuning, warp_size: int, n_units: int) -> int:
     while across > 1 and 4 * across * -(-n_units // across) > 5 * n_units:
         across //= 2
     return max(warp_size, across * table.vector.rows)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return torch.nn.functional.gelu(x, approximate="tanh")
 
 
 @lru_cache

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .activations import INT8_SCALES, INT8_SUMS, INT8_VECTORS
-from .epilogue import activate
+from .epilogue import glu
 from .words import weights
 
 
@@ -179,6 +179,7 @@ def matmul_glu_kernel(
     y,
     x,
     lut,
+    bias,
     gate,
     up,
     N,
@@ -196,12 +197,19 @@ def matmul_glu_kernel(
     ISA: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """y [M, N] = ACTIVATION(x gate^T) * (x up^T). Grid (ceil(N / BN), ceil(M / BM))."""
+    """y [M, N] = ACTIVATION(x gate^T) * (x up^T). bias: None or that of gate and then of up, [2 N].
+
+    Grid (ceil(N / BN), ceil(M / BM)).
+    """
     block = tl.program_id(0)
     column = tl.program_id(1) * BM + tl.arange(0, BM)
     g = _tile(gate, lut, x, N, K, S, M, stride, block, column, 0, S, D_GATE, INT8, EVEN, BN, BM, ISA, STAGES)
     v = _tile(up, lut, x, N, K, S, M, stride, block, column, 0, S, D_UP, INT8, EVEN, BN, BM, ISA, STAGES)
-    _store(activate(g, ACTIVATION) * v, y, None, None, block, N, 0, N, column, M, 0, 1, BN)
+    if bias is not None:
+        o = block * BN + tl.arange(0, BN)
+        g += tl.load(bias + o, mask=o < N, other=0.0).to(tl.float32)[:, None]
+        v += tl.load(bias + N + o, mask=o < N, other=0.0).to(tl.float32)[:, None]
+    _store(glu(g, v, ACTIVATION), y, None, None, block, N, 0, N, column, M, 0, 1, BN)
 
 
 @triton.jit
@@ -210,8 +218,8 @@ def reduce_kernel(
 ):
     """Adds the splits in order: sums [SPLITS, M, N] float32 -> y [M, N] (+ bias [N]) (+ residual [M, N]).
 
-    With an ACTIVATION the sums are those of a gate and an up matrix side by side, [SPLITS, M, 2 N]. step: elements
-    from one split to the next. Grid (M, ceil(N / BLOCK)).
+    With an ACTIVATION the sums are those of a gate and an up matrix side by side, [SPLITS, M, 2 N], and so is the
+    bias, [2 N]. step: elements from one split to the next. Grid (M, ceil(N / BLOCK)).
     """
     row = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -225,7 +233,10 @@ def reduce_kernel(
     else:
         gate = _ordered_sum(sums + row * N * 2 + o, step, inside, SPLITS, BLOCK)
         up = _ordered_sum(sums + row * N * 2 + N + o, step, inside, SPLITS, BLOCK)
-        value = activate(gate, ACTIVATION) * up
+        if bias is not None:
+            gate += tl.load(bias + o, mask=inside, other=0.0).to(tl.float32)
+            up += tl.load(bias + N + o, mask=inside, other=0.0).to(tl.float32)
+        value = glu(gate, up, ACTIVATION)
     tl.store(y + row * N + o, value.to(y.dtype.element_ty), mask=inside)
 
 

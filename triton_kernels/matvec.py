@@ -5,14 +5,17 @@ neighbouring rows, so that they read one stretch of memory and the same activati
 lane needs another's data before the sum at the end: there is neither shared memory nor a barrier in the loop.
 
 Up to three matrices (Q, K and V) are served by one launch, their outputs side by side, each with its own decoder;
-`matvec_glu_kernel` reads the same rows of two matrices and combines them.
+`matvec_glu_kernel` reads the same rows of two matrices and combines them; `matvec_norm_kernel` adds to the residual
+stream, and the last of its programs norms the result for the next half of the layer.
 """
 
 import triton
 import triton.language as tl
 
-from .activations import EXACT_SUMS, EXACT_VECTORS, INT8_SCALES, INT8_SUMS, INT8_VECTORS
-from .epilogue import activate, finish
+from .activations import EXACT_SUMS, EXACT_VECTORS, INT8_SCALES, INT8_SUMS, INT8_VECTORS, store_form
+from .arrival import last_to_arrive
+from .epilogue import finish, glu
+from .norms import norm_row
 from .words import dot4, four_floats, four_of, pick, vector
 
 
@@ -166,10 +169,114 @@ def matvec_kernel(
 
 
 @triton.jit
+def matvec_norm_kernel(
+    y,
+    x,
+    lut,
+    bias,
+    residual,
+    w,
+    N,
+    M,
+    S,
+    arrived,
+    stream,
+    out,
+    weight,
+    norm_bias,
+    eps,
+    post_weight,
+    post_eps,
+    DECODE: tl.constexpr,
+    LAYER: tl.constexpr,
+    FORM: tl.constexpr,
+    GROUPS: tl.constexpr,
+    INT8: tl.constexpr,
+    R: tl.constexpr,
+    LANES: tl.constexpr,
+    BM: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """matvec_kernel of one matrix, and norms.norm_kernel of what it stores, by the last program that arrives.
+
+    Without post_weight y is the stream, residual added, and `stream` is None; with it y is the product alone, and the
+    residual is added by the norm. arrived: int32 [ceil(M / BM)], zero before and after every launch. out: the norm's
+    result; N <= 32 GROUPS. Grid (ceil(M / BM), ceil(N / R)).
+    """
+    first = tl.program_id(0) * BM
+    block = tl.program_id(1)
+    acc = _rows_dot(w, lut, x, N, S, M, block, first, DECODE, INT8, R, LANES, BM, ISA)
+    finish(acc, y, bias, residual if post_weight is None else None, block * R, N, 0, N, first, M, R, BM)
+    if last_to_arrive(arrived + tl.program_id(0), tl.num_programs(1), ISA):
+        for m in range(BM):
+            if first + m < M:
+                row = (first + m).to(tl.int64)
+                to_y, added, to_stream = y + row * N, None, None
+                if post_weight is not None:
+                    to_stream = stream + row * N
+                    if residual is not None:
+                        added = residual + row * N
+                norm_row(
+                    to_y,
+                    added,
+                    to_stream,
+                    out,
+                    row,
+                    weight,
+                    norm_bias,
+                    eps,
+                    post_weight,
+                    post_eps,
+                    N,
+                    tl.cdiv(N, 256),
+                    LAYER,
+                    FORM,
+                    GROUPS,
+                    ".cg",
+                )
+
+
+@triton.jit
+def _gated(
+    gate,
+    up,
+    lut,
+    x,
+    bias,
+    N,
+    S,
+    M,
+    block,
+    first,
+    D_GATE: tl.constexpr,
+    D_UP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    INT8: tl.constexpr,
+    R: tl.constexpr,
+    LANES: tl.constexpr,
+    BM: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """Columns [block * R, block * R + R) of ACTIVATION(x gate^T) * (x up^T): a tuple of BM tensors [R]."""
+    g = _rows_dot(gate, lut, x, N, S, M, block, first, D_GATE, INT8, R, LANES, BM, ISA)
+    v = _rows_dot(up, lut, x, N, S, M, block, first, D_UP, INT8, R, LANES, BM, ISA)
+    o = block * R + tl.arange(0, R)
+    product = ()
+    for m in tl.static_range(BM):
+        opened, raised = g[m], v[m]
+        if bias is not None:
+            opened += tl.load(bias + o, mask=o < N, other=0.0).to(tl.float32)
+            raised += tl.load(bias + N + o, mask=o < N, other=0.0).to(tl.float32)
+        product += (glu(opened, raised, ACTIVATION),)
+    return product
+
+
+@triton.jit
 def matvec_glu_kernel(
     y,
     x,
     lut,
+    bias,
     gate,
     up,
     N,
@@ -184,12 +291,44 @@ def matvec_glu_kernel(
     BM: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """y [M, N] = ACTIVATION(x gate^T) * (x up^T). Grid (ceil(M / BM), ceil(N / R)); arguments as in matvec_kernel."""
+    """y [M, N] = ACTIVATION(x gate^T) * (x up^T). Grid (ceil(M / BM), ceil(N / R)); arguments as in matvec_kernel.
+
+    bias: None or that of gate and then of up, [2 N].
+    """
     first = tl.program_id(0) * BM
     block = tl.program_id(1)
-    g = _rows_dot(gate, lut, x, N, S, M, block, first, D_GATE, INT8, R, LANES, BM, ISA)
-    v = _rows_dot(up, lut, x, N, S, M, block, first, D_UP, INT8, R, LANES, BM, ISA)
-    product = ()
-    for m in tl.static_range(BM):
-        product += (activate(g[m], ACTIVATION) * v[m],)
+    product = _gated(gate, up, lut, x, bias, N, S, M, block, first, D_GATE, D_UP, ACTIVATION, INT8, R, LANES, BM, ISA)
     finish(product, y, None, None, block * R, N, 0, N, first, M, R, BM)
+
+
+@triton.jit
+def matvec_glu_units_kernel(
+    out,
+    x,
+    lut,
+    bias,
+    gate,
+    up,
+    N,
+    M,
+    S,
+    D_GATE: tl.constexpr,
+    D_UP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    FORM: tl.constexpr,
+    INT8: tl.constexpr,
+    R: tl.constexpr,
+    LANES: tl.constexpr,
+    BM: tl.constexpr,
+    ISA: tl.constexpr,
+):
+    """matvec_glu_kernel whose result is stored as units. R is a multiple of 32, so that a group's values lie in one
+    program. Grid (ceil(M / BM), 256 ceil(N / 256) / R)."""
+    first = tl.program_id(0) * BM
+    block = tl.program_id(1)
+    product = _gated(gate, up, lut, x, bias, N, S, M, block, first, D_GATE, D_UP, ACTIVATION, INT8, R, LANES, BM, ISA)
+    inside = block * R + tl.arange(0, R) < N
+    group = block * (R // 32) + tl.arange(0, R // 32)
+    for m in tl.static_range(BM):
+        values = tl.reshape(tl.where(inside, product[m], 0.0), (R // 32, 32))
+        store_form(out, first + m, tl.where(first + m < M, group, -1), N, tl.cdiv(N, 256), values, FORM)

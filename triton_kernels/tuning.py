@@ -46,6 +46,31 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionTile:
+    """attention with heads of up to max_dim values (0: any): tiles of bm rows of queries (at most, where few tokens are
+    new) by bn keys. decoded: whether it also serves a cache of other values than 16-bit floats, which take registers.
+    """
+
+    max_dim: int
+    bm: int
+    bn: int
+    warps: int
+    stages: int
+    decoded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTuning:
+    """prefill, decode: tiles by head size. programs: of the decode kernel, per multiprocessor. min_keys: at least so
+    many keys of a sequence to a program."""
+
+    prefill: tuple[AttentionTile, ...]
+    decode: tuple[AttentionTile, ...]
+    programs: int
+    min_keys: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tuning:
     """An architecture's entry.
 
@@ -62,6 +87,7 @@ class Tuning:
     tiles: tuple[Tile, ...]
     workspace_rows: int
     invariant: Tile
+    attention: AttentionTuning
 
     def tile(self, rows: int) -> Tile:
         """The tile for so many rows of x."""
@@ -93,6 +119,12 @@ def from_json(arch: str, entry: dict) -> Tuning:  # type: ignore[type-arg]
         tiles,
         entry["workspace_rows"],
         Tile(**entry["invariant"]),
+        AttentionTuning(
+            tuple(AttentionTile(**tile) for tile in entry["attention"]["prefill"]),
+            tuple(AttentionTile(**tile) for tile in entry["attention"]["decode"]),
+            entry["attention"]["programs"],
+            entry["attention"]["min_keys"],
+        ),
     )
 
 
@@ -139,3 +171,9 @@ def arch_of(device: torch.device) -> str:
     if torch.version.hip:
         return str(properties.gcnArchName).split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs of a kernel run side by side at least. The interpreter runs one at a time."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
