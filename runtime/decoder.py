@@ -11,7 +11,7 @@ from .batch import Batch
 from .cache import PagedCache
 from .config import MIN_ROPE_FACTOR, ModelConfig
 from .layers import Attention, Linear, Mlp, Moe, Norm
-from .ops import AttentionParams, Dispatch, Weight
+from .ops import AttentionParams, Dispatch, Stream, Weight
 from .rope import Rope, make_rope
 from .tensors import TensorBook
 
@@ -48,16 +48,21 @@ class Decoder:
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
         angles: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            if layer.ops.device != x.device:
-                batch, x = batch.to(layer.ops.device), x.to(layer.ops.device, layer.ops.dtype)
+        stream = Stream(x)
+        for i, (layer, layer_cache) in enumerate(zip(self.layers, cache.layers, strict=True)):
+            ops = layer.ops
+            if ops.device != stream.x.device:
+                batch, stream = batch.to(ops.device), Stream(stream.x.to(ops.device, ops.dtype))
             if id(layer.rope) not in angles:
                 angles[id(layer.rope)] = layer.rope.angles(batch.positions)
-            x = layer.ops.attention_block(layer.attention, x, angles[id(layer.rope)], layer_cache, batch)
-            x = layer.ops.mlp_block(layer.mlp, x)
+            turns = angles[id(layer.rope)]
+            stream = ops.attention_block(layer.attention, stream, layer.mlp, turns, layer_cache, batch)
+            following = self.layers[i + 1] if i + 1 < len(self.layers) else None
+            goes_on = following is not None and following.ops is ops
+            stream = ops.mlp_block(layer.mlp, stream, following.attention if following and goes_on else None)
         ops = self.output_ops
-        x = x[batch.output_rows].to(ops.device, ops.dtype)
-        logits = self.output(ops, self.output_norm(ops, x)).float()
+        x = stream.x[batch.output_rows].to(ops.device, ops.dtype)
+        logits = ops.logits(x, self.output_norm, self.output)
         if self.config.final_softcap > 0:
             logits = torch.tanh(logits / self.config.final_softcap) * self.config.final_softcap
         return logits

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -70,7 +70,8 @@ class LLM:
 
     model: a GGUF file (the first part of a split one), a safetensors folder, or None for the bundled demo model.
     n_ctx: tokens of context, 0 for what the model was trained for; its memory is taken as it is used.
-    device, n_gpu_layers, dequantize, weight_dtype, flash_attn: see ModelOptions.
+    device, n_gpu_layers, dequantize, weight_dtype, flash_attn, cache_type_k, cache_type_v, route, batch_invariant: see
+    ModelOptions.
     chat_template: a built-in template's name or Jinja text in place of the model's own.
     progress: shows a bar on stderr while loading.
 
@@ -89,6 +90,10 @@ class LLM:
         dequantize: str = "auto",
         weight_dtype: torch.dtype | None = None,
         flash_attn: str = "auto",
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+        route: Literal["int8", "exact"] = "int8",
+        batch_invariant: bool = False,
         use_mmap: bool = True,
         chat_template: str | None = None,
         progress: bool = False,
@@ -97,7 +102,18 @@ class LLM:
             if n_threads < 1:
                 raise ValueError(f"n_threads must be at least 1, found {n_threads}")
             torch.set_num_threads(n_threads)
-        options = ModelOptions(device, n_gpu_layers, dequantize, weight_dtype, n_ctx, flash_attn)
+        options = ModelOptions(
+            device=device,
+            n_gpu_layers=n_gpu_layers,
+            dequantize=dequantize,
+            weight_dtype=weight_dtype,
+            n_ctx=n_ctx,
+            flash_attn=flash_attn,
+            cache_type_k=cache_type_k,
+            cache_type_v=cache_type_v,
+            route=route,
+            batch_invariant=batch_invariant,
+        )
         self.path = Path(model) if model is not None else demo_model()
         source = open_model(self.path, use_mmap=use_mmap)
         self.kv = source.kv
@@ -118,7 +134,7 @@ class LLM:
             raise ValueError(
                 f"{source.name}: the tokenizer has {self.tokenizer.n_vocab} tokens, the model {self.decoder.n_vocab}"
             )
-        self.session = Session(self.decoder, self.plan.n_ctx, n_batch)
+        self.session = Session(self.decoder, self.plan.n_ctx, n_batch, cache_type_k, cache_type_v)
 
     def _template(self, override: str | None) -> ChatTemplate | None:
         bos, eos = self._text(self.tokenizer.bos_id), self._text(self.tokenizer.eos_id)

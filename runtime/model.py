@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ..loaders.stored import ModelSource
+from ..quant.cache_types import cache_type
 from ..quant.floats import FLOAT_DTYPES
 from .backends.torch import TorchOps
 from .config import ModelConfig
 from .decoder import Decoder, build_decoder
 from .devices import activation_dtype, find_device
 from .models import read_config
-from .ops import Dispatch
+from .ops import Dispatch, Ops
 from .tensors import TensorBook
 
 # Up to this size a model is decoded to float32: exact, and the memory does not matter.
@@ -33,7 +36,11 @@ class ModelOptions:
     dequantize: "on" decodes quantised weights when loading, "off" keeps them as they are and decodes when they are
     used, "auto" is "on" on a CPU with memory enough for it. weight_dtype: what they are decoded to; None chooses.
     n_ctx: tokens of context; 0 takes what the model was trained for.
-    flash_attn: "off" computes attention step by step, "on" and "auto" with torch's fused kernels where they apply.
+    flash_attn: "off" computes attention step by step, "on" and "auto" with fused kernels where they apply.
+    cache_type_k, cache_type_v: how keys and values are kept (quant/cache_types.py); None: as they are computed.
+    route: on a GPU, "int8" quantises activations to 8 bits where quantised weights are multiplied faster that way, as
+    llama.cpp does; "exact" never does.
+    batch_invariant: on a GPU, results do not depend on what else is in the batch, at some cost.
     """
 
     device: str | None = None
@@ -42,12 +49,21 @@ class ModelOptions:
     weight_dtype: torch.dtype | None = None
     n_ctx: int = 0
     flash_attn: str = "auto"
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    route: Literal["int8", "exact"] = "int8"
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         if self.dequantize not in ("auto", "on", "off"):
             raise ValueError(f"dequantize must be auto, on or off, found {self.dequantize!r}")
         if self.flash_attn not in ("auto", "on", "off"):
             raise ValueError(f"flash_attn must be auto, on or off, found {self.flash_attn!r}")
+        if self.route not in ("int8", "exact"):
+            raise ValueError(f"route must be int8 or exact, found {self.route!r}")
+        for name in (self.cache_type_k, self.cache_type_v):
+            if name is not None:
+                cache_type(name)
         if self.n_ctx < 0:
             raise ValueError(f"n_ctx must be 0 or more, found {self.n_ctx}")
         if self.n_gpu_layers is not None and self.n_gpu_layers < 0:
@@ -134,6 +150,29 @@ def _all_stored_as_floats(source: ModelSource) -> bool:
     return all(t.format in FLOAT_DTYPES for t in source.tensors.values())
 
 
+def make_ops(device: torch.device, weight_dtype: torch.dtype | None, options: ModelOptions) -> Dispatch:
+    """The backends of a device, fastest first."""
+    dtype, fused = activation_dtype(device), options.flash_attn != "off"
+    backends: list[Ops] = [TorchOps(device, dtype, weight_dtype, fused_attention=fused)]
+    if device.type == "cuda":
+        try:
+            # Triton is not there on every system.
+            from .backends.triton import TritonOps
+
+            triton = TritonOps(
+                device,
+                dtype,
+                route=options.route,
+                batch_invariant=options.batch_invariant,
+                decoded=weight_dtype is not None,
+                fused_attention=fused,
+            )
+            backends.insert(0, triton)
+        except (ImportError, ValueError) as error:
+            warnings.warn(f"{device} is served by torch alone, which is slow: {error}", stacklevel=2)
+    return Dispatch(backends)
+
+
 def load_model(
     source: ModelSource, options: ModelOptions, progress: Callable[[int], None] = lambda n_bytes: None
 ) -> tuple[Decoder, Plan]:
@@ -144,8 +183,7 @@ def load_model(
         raise ValueError(f"{source.name}: {error}") from None
     plan = plan_model(source, config, options)
     devices = {plan.input_device, plan.output_device, *plan.layer_devices}
-    fused = options.flash_attn != "off"
-    ops = {d: Dispatch([TorchOps(d, activation_dtype(d), plan.weight_dtype, fused_attention=fused)]) for d in devices}
+    ops = {device: make_ops(device, plan.weight_dtype, options) for device in devices}
     book = TensorBook(source, progress)
     decoder = build_decoder(
         config,

@@ -3,12 +3,14 @@
 A backend implements some or all of `Ops`. Each call goes down an ordered list of backends; one that cannot serve a
 call returns `Declined` with the reason, the last (plain torch) takes everything. `attention_block` and `mlp_block`
 let a backend run a whole half of a layer in its own way; declined, the layer is composed of the single operations.
+Between the halves goes a `Stream`, in which a backend may hand itself what it made of the norm that comes next.
 
 Shapes: activations are [n_tokens, width], without a batch dimension (batch.py); matrices are [n_out, n_in].
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from .cache import LayerCache
 from .config import Activation, RopePairing
 
 if TYPE_CHECKING:
-    from .layers import Attention, Mlp, Moe
+    from .layers import Attention, Linear, Mlp, Moe, Norm
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
@@ -69,6 +71,17 @@ class AttentionParams:
     window: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The residual stream between two halves of layers, x [n_tokens, n_embd].
+
+    normed: the norm that the next half begins with, already computed, in a form that only its backend knows; or None.
+    """
+
+    x: torch.Tensor
+    normed: Any = None
+
+
 class Ops(Protocol):
     """The operations. x, y, q, k, v: activations in `dtype`; norms and softmax are computed in float32."""
 
@@ -80,12 +93,20 @@ class Ops(Protocol):
         """A matrix or a stack of them from a file, kept on the device."""
         ...
 
+    def load_embedding(self, tensor: StoredTensor) -> Weight | Declined:
+        """A matrix of which only single rows are used."""
+        ...
+
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor | Declined:
         """Rows `ids` [n] of a matrix -> [n, n_in]: the embedding."""
         ...
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor | Declined:
         """x [n, n_in] -> x @ weight.T + bias, [n, n_out]."""
+        ...
+
+    def logits(self, x: torch.Tensor, norm: Norm, output: Linear) -> torch.Tensor | Declined:
+        """x [n, n_embd] -> output(norm(x)), float32 [n, n_vocab]."""
         ...
 
     def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor | Declined:
@@ -117,13 +138,17 @@ class Ops(Protocol):
         ...
 
     def attention_block(
-        self, block: Attention, x: torch.Tensor, angles: Angles, cache: LayerCache, batch: Batch
-    ) -> torch.Tensor | Declined:
-        """x + the attention half of a layer, norms included."""
+        self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch
+    ) -> Stream | Declined:
+        """The stream after the attention half of a layer, norms included. following: the half that comes next."""
         ...
 
-    def mlp_block(self, block: Mlp | Moe, x: torch.Tensor) -> torch.Tensor | Declined:
-        """x + the MLP half of a layer, norms included."""
+    def mlp_block(self, block: Mlp | Moe, stream: Stream, following: Attention | None) -> Stream | Declined:
+        """The stream after the MLP half of a layer, norms included. following: None where others take over."""
+        ...
+
+    def describe(self) -> list[str]:
+        """Which kernels serve what: lines for --verbose."""
         ...
 
 
@@ -142,11 +167,15 @@ class Dispatch:
     def _offer(self, operation: str, *args: Any) -> Any:
         """The first backend's result that is not Declined, or the last Declined."""
         result: Any = Declined("there is no backend")
-        for backend in self.backends:
+        for i, backend in enumerate(self.backends):
             result = getattr(backend, operation)(*args)
             if not isinstance(result, Declined):
                 return result
-            self.declined[backend.name, operation, result.reason] += 1
+            key = (backend.name, operation, result.reason)
+            self.declined[key] += 1
+            if self.declined[key] == 1 and i + 1 < len(self.backends):
+                slower = self.backends[i + 1].name
+                warnings.warn(f"{backend.name} leaves {operation} to {slower}: {result.reason}", stacklevel=4)
         return result
 
     def _call(self, operation: str, *args: Any) -> Any:
@@ -161,11 +190,18 @@ class Dispatch:
         weight: Weight = self._call("load", tensor)
         return weight
 
+    def load_embedding(self, tensor: StoredTensor) -> Weight:
+        weight: Weight = self._call("load_embedding", tensor)
+        return weight
+
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         return self._tensor("rows", weight, ids)
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         return self._tensor("linear", x, weight, bias)
+
+    def logits(self, x: torch.Tensor, norm: Norm, output: Linear) -> torch.Tensor:
+        return self._tensor("logits", x, norm, output)
 
     def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor:
         return self._tensor("experts", x, ids, shares, moe)
@@ -191,14 +227,27 @@ class Dispatch:
         return self._tensor("attention", q, k, v, cache, batch, params)
 
     def attention_block(
-        self, block: Attention, x: torch.Tensor, angles: Angles, cache: LayerCache, batch: Batch
-    ) -> torch.Tensor:
-        result = self._offer("attention_block", block, x, angles, cache, batch)
-        return block.compose(self, x, angles, cache, batch) if isinstance(result, Declined) else result
+        self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch
+    ) -> Stream:
+        result = self._offer("attention_block", block, stream, following, angles, cache, batch)
+        if isinstance(result, Declined):
+            return Stream(block.compose(self, stream.x, angles, cache, batch))
+        after: Stream = result
+        return after
 
-    def mlp_block(self, block: Mlp | Moe, x: torch.Tensor) -> torch.Tensor:
-        result = self._offer("mlp_block", block, x)
-        return block.compose(self, x) if isinstance(result, Declined) else result
+    def mlp_block(self, block: Mlp | Moe, stream: Stream, following: Attention | None) -> Stream:
+        result = self._offer("mlp_block", block, stream, following)
+        if isinstance(result, Declined):
+            return Stream(block.compose(self, stream.x))
+        after: Stream = result
+        return after
+
+    def describe(self) -> list[str]:
+        """Lines for --verbose: the backends in order, what each serves with what, and what was left to the next."""
+        lines = [f"{self.device}: {line}" for backend in self.backends for line in backend.describe()]
+        first = self.backends[:-1]
+        left = [(op, why) for name, op, why in self.declined if any(b.name == name for b in first)]
+        return lines + [f"{self.device}: {op} is left to {self.backends[-1].name}: {why}" for op, why in left]
 
     def _tensor(self, operation: str, *args: Any) -> torch.Tensor:
         result: torch.Tensor = self._call(operation, *args)

@@ -8,7 +8,6 @@ import torch
 
 from ..loaders.stored import ModelSource, StoredTensor
 from ..quant.dequantize import dequantize
-from .backends.torch import TorchOps
 from .layers import Linear, Norm
 from .ops import Dispatch, Weight
 
@@ -54,9 +53,9 @@ class TensorBook:
         return weight
 
     def embedding(self, name: str, shape: tuple[int, int], ops: Dispatch) -> Weight:
-        """A matrix of which only single rows are used: it stays as it is stored."""
+        """A matrix of which only single rows are used."""
         tensor = self.take(name, shape)
-        weight = TorchOps(ops.device, ops.dtype, None).load_stored(tensor)
+        weight = ops.load_embedding(tensor)
         self._loaded(tensor, weight, ops)
         return weight
 

@@ -16,10 +16,10 @@ from ...quant.formats import Format
 from ..batch import Batch
 from ..cache import LayerCache
 from ..config import Activation, RopePairing
-from ..ops import Angles, AttentionParams, Declined, Weight
+from ..ops import Angles, AttentionParams, Declined, Stream, Weight
 
 if TYPE_CHECKING:
-    from ..layers import Attention, Mlp, Moe
+    from ..layers import Attention, Linear, Mlp, Moe, Norm
 
 # Decoded a piece at a time, a matrix needs this much memory on top of its stored form.
 WORKSPACE_BYTES = 64 * 2**20
@@ -106,6 +106,10 @@ class TorchOps:
         aligned = stored if stored.data_ptr() % dtype.itemsize == 0 else stored.clone()
         return DenseWeight(tensor.format, aligned.view(dtype))
 
+    def load_embedding(self, tensor: StoredTensor) -> Weight:
+        """As it is stored: decoding a few rows costs little."""
+        return self.load_stored(tensor)
+
     def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor:
         if isinstance(weight, QuantWeight):
             return dequantize(weight.data[ids], weight.format, dtype=self.dtype)
@@ -129,6 +133,9 @@ class TorchOps:
             stop = min(start + step, n_out)
             y[:, start:stop] = F.linear(x, weight.dense(start, stop, x.dtype))
         return y
+
+    def logits(self, x: torch.Tensor, norm: Norm, output: Linear) -> torch.Tensor:
+        return self.linear(self.norm(x, norm.weight, norm.eps), output.weight, output.bias).float()
 
     def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor:
         y = torch.zeros_like(x)
@@ -180,12 +187,17 @@ class TorchOps:
         return out
 
     def attention_block(
-        self, block: Attention, x: torch.Tensor, angles: Angles, cache: LayerCache, batch: Batch
+        self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch
     ) -> Declined:
         return Declined("composed of single operations")
 
-    def mlp_block(self, block: Mlp | Moe, x: torch.Tensor) -> Declined:
+    def mlp_block(self, block: Mlp | Moe, stream: Stream, following: Attention | None) -> Declined:
         return Declined("composed of single operations")
+
+    def describe(self) -> list[str]:
+        form = "as stored" if self.weight_dtype is None else f"as {str(self.weight_dtype).split('.')[1]}"
+        attention = "torch's fused attention" if self.fused_attention else "attention in the open"
+        return [f"torch: weights {form}, {attention}"]
 
 
 def attend(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the process's arguments unless others are given. Returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     _use_utf8(sys.stdout, sys.stderr)
+    warnings.showwarning = _print_warning
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, file=sys.stdout if words else sys.stderr)
         return 0 if words else 1
@@ -46,6 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}\nto show complete usage, run with -h", file=sys.stderr)
         return 1
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Without the place in the program, which is of no use on a command line."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def print_version() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...loaders.hub import fetch_model
+from ...quant.cache_types import CACHE_TYPES
 from ..devices import list_devices
 from ..llm import LLM, Completion, Generation
 from ..model import WEIGHT_DTYPES
@@ -74,6 +75,24 @@ MODEL_OPTIONS = [
         "auto",
         env="LLAMA_ARG_FLASH_ATTN",
     ),
+    *(
+        Option(
+            (short, f"--cache-type-{letter}"),
+            f"type of the cache's {what}: {', '.join(CACHE_TYPES)}; without it, as they are computed",
+            one_of(*CACHE_TYPES),
+            "TYPE",
+            env=f"LLAMA_ARG_CACHE_TYPE_{letter.upper()}",
+        )
+        for short, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values"))
+    ),
+    Option(
+        ("--route",),
+        "on a GPU, multiply quantised weights with 8-bit activations where that is faster (int8) or never (exact)",
+        one_of("int8", "exact"),
+        "ROUTE",
+        "int8",
+    ),
+    Option(("--batch-invariant",), "on a GPU, let no result depend on what else is in the batch"),
     Option(("--mmap",), "map the file into memory", default=True, off=("--no-mmap",)),
     Option(
         ("--dequantize",),
@@ -259,6 +278,10 @@ def _load(values: dict[str, Any]) -> LLM:
         dequantize=values["dequantize"],
         weight_dtype=values["weight_type"],
         flash_attn=values["flash_attn"],
+        cache_type_k=values["cache_type_k"],
+        cache_type_v=values["cache_type_v"],
+        route=values["route"],
+        batch_invariant=values["batch_invariant"],
         use_mmap=values["mmap"],
         chat_template=values["chat_template"],
         progress=sys.stderr.isatty(),
@@ -296,10 +319,9 @@ def _print_plan(llm: LLM) -> None:
     for ops in dict.fromkeys(
         [llm.decoder.input_ops, *(layer.ops for layer in llm.decoder.layers), llm.decoder.output_ops]
     ):
-        print(
-            f"kernels on {ops.device}: {ops.name}, activations {str(ops.dtype).split('.')[1]}",
-            file=sys.stderr,
-        )
+        print(f"{ops.device}: {ops.name}, activations {str(ops.dtype).split('.')[1]}", file=sys.stderr)
+        for line in ops.describe():
+            print(line, file=sys.stderr)
 
 
 def _print_devices() -> int:

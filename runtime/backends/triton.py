@@ -1,0 +1,371 @@
+"""CUDA and ROCm: the operations on the kernels of triton_kernels/.
+
+A half layer is served whole: what its kernels need is put together when the half is first run, as an `AttentionPlan`,
+an `MlpPlan` or a `MoePlan`, and kept. At few rows the attention half is four launches (q, k and v; norms, rotation and
+cache; attention; output, residual and the next norm), a dense MLP half two, one with experts four.
+
+A plan hands the next half its norm, in the form that its first product reads, through `Stream.normed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...loaders.stored import StoredTensor
+from ...triton_kernels.activations import Form, Units
+from ...triton_kernels.attention import Attention as AttentionKernel
+from ...triton_kernels.attention import AttentionShape, PageTables
+from ...triton_kernels.decode import DECODERS
+from ...triton_kernels.experts import Experts
+from ...triton_kernels.gates import Activation as Gate
+from ...triton_kernels.gates import glu
+from ...triton_kernels.linear import Linear as LinearKernel
+from ...triton_kernels.linear import Route
+from ...triton_kernels.norms import NextNorm, norm
+from ...triton_kernels.rope import RopeAndWrite
+from ...triton_kernels.router import Router, Routing
+from ...triton_kernels.tuning import Tuning, arch_of, tuning
+from ...triton_kernels.weights import PackedWeight
+from ..batch import Batch
+from ..cache import LayerCache
+from ..config import Activation, RopePairing
+from ..layers import Attention, Linear, Mlp, Moe, Norm
+from ..ops import Angles, AttentionParams, Declined, Stream, Weight
+
+GATES: dict[Activation, Gate] = {Activation.SILU: "silu", Activation.GELU_TANH: "gelu"}
+
+
+class TritonOps:
+    """The operations on one device.
+
+    route: "int8" quantises activations to 8 bits where that is faster, "exact" never does. batch_invariant: a row's
+    result does not depend on what else is in the batch. decoded: weights are to be decoded while loading, which is left
+    to torch. fused_attention: without it, attention is left to torch. table: kernels and tiles; by default those of the
+    device.
+    """
+
+    name = "triton"
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        route: Route = "int8",
+        batch_invariant: bool = False,
+        decoded: bool = False,
+        fused_attention: bool = True,
+        table: Tuning | None = None,
+    ) -> None:
+        self.device, self.dtype, self.decoded = device, dtype, decoded
+        self.fused_attention = fused_attention
+        self.table = table or tuning(arch_of(device))
+        self.kernel_options: dict[str, Any] = {
+            "route": route,
+            "batch_invariant": batch_invariant,
+            "table": self.table,
+        }
+        self._plans: dict[tuple[object, ...], Any] = {}
+        self._linears: dict[tuple[int, ...], LinearKernel] = {}
+        self._tables: tuple[Batch, int, PageTables] | None = None
+
+    # ---- weights ----
+
+    def load(self, tensor: StoredTensor) -> Weight | Declined:
+        if self.decoded:
+            return Declined("weights are decoded while loading")
+        if tensor.format.id not in DECODERS:
+            return Declined(f"no kernel decodes {tensor.format.name}")
+        *rows, _ = tensor.shape
+        stored = tensor.bytes().view(*rows, -1).to(self.device)
+        return PackedWeight.pack(stored, tensor.format, tensor.shape)
+
+    def load_embedding(self, tensor: StoredTensor) -> Weight | Declined:
+        return self.load(tensor)
+
+    def linear_kernel(
+        self, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None], gate: Gate | None = None
+    ) -> LinearKernel | Declined:
+        """One launch for matrices side by side, or for a gated pair; made once."""
+        key = tuple(map(id, (*weights, *biases, gate)))
+        if key not in self._linears:
+            packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+            if len(packed) < len(weights):
+                return Declined("the weights are kept by torch")
+            self._linears[key] = LinearKernel(
+                packed, bias=_joined(biases, packed), activation=gate, **self.kernel_options
+            )
+        return self._linears[key]
+
+    # ---- single operations ----
+
+    def rows(self, weight: Weight, ids: torch.Tensor) -> torch.Tensor | Declined:
+        if not isinstance(weight, PackedWeight):
+            return Declined("the weights are kept by torch")
+        return weight.rows(ids, self.dtype)
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> torch.Tensor | Declined:
+        kernel = self.linear_kernel([weight], [bias])
+        return kernel if isinstance(kernel, Declined) else kernel(x)
+
+    def logits(self, x: torch.Tensor, norm: Norm, output: Linear) -> torch.Tensor | Declined:
+        kernel = self.linear_kernel([output.weight], [output.bias])
+        if isinstance(kernel, Declined):
+            return kernel
+        normed = self.normed(x, norm, kernel.form(len(x)))
+        # Products of few rows are had in float32; tensor cores take what the norm gives.
+        return kernel(replace(normed, dtype=torch.float32) if isinstance(normed, Units) else normed).float()
+
+    def normed(self, x: torch.Tensor, by: Norm, form: Form) -> torch.Tensor | Units:
+        _, found = norm(x, NextNorm(by.weight, by.eps), form=form)
+        assert found is not None
+        return found
+
+    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        _, found = norm(x.reshape(-1, x.shape[-1]), NextNorm(weight, eps))
+        assert isinstance(found, torch.Tensor)
+        return found.view(x.shape)
+
+    def rope(self, x: torch.Tensor, angles: Angles, pairing: RopePairing) -> Declined:
+        return Declined("heads are rotated while keys are written to the cache")
+
+    def glu(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+        found = glu(gate, up, GATES[activation])
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor | Declined:
+        plan = self.plan(MoePlan, moe)
+        return plan if isinstance(plan, Declined) else plan.experts(x, ids.int(), shares)
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: LayerCache,
+        batch: Batch,
+        params: AttentionParams,
+    ) -> torch.Tensor | Declined:
+        kernel = self.plan(attention_kernel, params, cache.k.type, cache.v.type)
+        if isinstance(kernel, Declined):
+            return kernel
+        cache.k.write(batch.slots, k)
+        cache.v.write(batch.slots, v)
+        found = kernel(q.contiguous(), cache.k.planes, cache.v.planes, self.page_tables(batch, cache))
+        assert isinstance(found, torch.Tensor)
+        return found.view(q.shape)
+
+    # ---- halves of layers ----
+
+    def attention_block(
+        self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch
+    ) -> Stream | Declined:
+        plan = self.plan(AttentionPlan, block, cache.k.type, cache.v.type, 2 * angles[0].shape[1])
+        return plan if isinstance(plan, Declined) else plan(stream, following, angles, cache, batch)
+
+    def mlp_block(self, block: Mlp | Moe, stream: Stream, following: Attention | None) -> Stream | Declined:
+        plan = self.plan(MoePlan if isinstance(block, Moe) else MlpPlan, block)
+        return plan if isinstance(plan, Declined) else plan(stream, following)
+
+    def plan(self, make: Any, block: Any, *rest: object) -> Any:
+        """make(self, block, *rest), or why there is none; made once. What blocks consist of never changes."""
+        key = (make, id(block), *rest)
+        if key not in self._plans:
+            try:
+                made = make(self, block, *rest)
+            except ValueError as error:
+                made = Declined(str(error))
+            # The block is kept, so that nothing else can come to have its id.
+            self._plans[key] = (made, block)
+        return self._plans[key][0]
+
+    def following(self, x: torch.Tensor, block: Attention | Mlp | Moe) -> tuple[Norm, Form]:
+        """The norm that a half begins with, and the form in which its first product reads it."""
+        by = block.attn_norm if isinstance(block, Attention) else block.ffn_norm
+        if isinstance(block, Moe):
+            return by, "plain"  # the router reads numbers
+        kernel = self.first_product(block)
+        return by, "plain" if isinstance(kernel, Declined) else kernel.form(len(x))
+
+    def first_product(self, block: Attention | Mlp) -> LinearKernel | Declined:
+        """q, k and v; or gate and up, joined where they are two matrices."""
+        gate = None
+        if isinstance(block, Attention):
+            parts = [block.attn_q, block.attn_k, block.attn_v] if block.attn_qkv is None else [block.attn_qkv]
+        elif block.ffn_gate is None:
+            parts = [block.ffn_up]
+        else:
+            parts, gate = [block.ffn_gate, block.ffn_up], GATES[block.activation]
+        present = [part for part in parts if part is not None]
+        return self.linear_kernel([part.weight for part in present], [part.bias for part in present], gate)
+
+    def page_tables(self, batch: Batch, cache: LayerCache) -> PageTables:
+        """The batch's tables on the device, made once for all layers."""
+        n_pages, page_size = cache.k.planes[0].shape[:2]
+        if self._tables is None or self._tables[0] is not batch or self._tables[1] != n_pages:
+            sequences = [(s.start, s.stop, s.length, s.pages) for s in batch.sequences]
+            tables = PageTables.build(sequences, page_size, n_pages, self.device)
+            self._tables = (batch, n_pages, tables)
+        return self._tables[2]
+
+    def describe(self) -> list[str]:
+        table, route = self.table, self.kernel_options["route"]
+        few = table.matvec_rows if route == "int8" else table.exact_rows
+        invariant = ", batch-invariant" if self.kernel_options["batch_invariant"] else ""
+        return [
+            f"triton: {table.arch}, tiles {table.measured or 'not measured on a card'}{invariant}",
+            f"triton: products of up to {few} rows by matvec_kernel ({route}), of fewer than {table.workspace_rows} by "
+            "matmul_kernel, of more by rows_kernel and torch",
+            "triton: attention by attention_prefill_kernel and attention_decode_kernel, cache of any type",
+        ]
+
+
+class Plan:
+    """What is common to the halves of a layer: the last product, which adds to the stream and may norm it."""
+
+    def __init__(self, ops: TritonOps, by: Norm, last: LinearKernel, post: Norm | None) -> None:
+        self.ops, self.by, self.last, self.post = ops, by, last, post
+        self.norms: dict[int, NextNorm] = {}
+
+    def begin(self, stream: Stream, form: Form) -> torch.Tensor | Units:
+        """The norm that the half begins with."""
+        found: torch.Tensor | Units = (
+            stream.normed if stream.normed is not None else self.ops.normed(stream.x, self.by, form)
+        )
+        return found
+
+    def finish(self, x: torch.Tensor | Units, stream: Stream, following: Attention | Mlp | Moe | None) -> Stream:
+        """The last product, added to the stream, and the norm of what follows."""
+        if following is None and self.post is None:
+            return Stream(self.last(x, stream.x))
+        by: Norm | None = None
+        form: Form = "plain"
+        if following is not None:
+            by, form = self.ops.following(stream.x, following)
+        key = id(following)
+        if key not in self.norms:
+            self.norms[key] = NextNorm(
+                weight=by.weight if by is not None else None,
+                eps=by.eps if by is not None else 0.0,
+                post_weight=self.post.weight if self.post is not None else None,
+                post_eps=self.post.eps if self.post is not None else 0.0,
+            )
+        return Stream(*self.last.with_norm(x, stream.x, self.norms[key], form))
+
+
+class AttentionPlan(Plan):
+    """Four launches: q, k and v; norms, rotation and cache; attention; output with residual and the next norm."""
+
+    def __init__(self, ops: TritonOps, block: Attention, k_type: Any, v_type: Any, rope_dim: int) -> None:
+        p = block.params
+        super().__init__(
+            ops,
+            block.attn_norm,
+            _made(ops.linear_kernel([block.attn_output.weight], [block.attn_output.bias])),
+            block.post_attention_norm,
+        )
+        self.qkv = _made(ops.first_product(block))
+        norms = block.attn_q_norm, block.attn_k_norm
+        self.rope = RopeAndWrite(
+            *(p.n_heads, p.n_kv_heads, p.head_dim, p.head_dim),
+            rope_dim=rope_dim,
+            pairing="neox" if block.pairing is RopePairing.NEOX else "norm",
+            k_type=k_type.name,
+            v_type=v_type.name,
+            q_norm=norms[0].weight if norms[0] else None,
+            k_norm=norms[1].weight if norms[1] else None,
+            eps=norms[0].eps if norms[0] else 0.0,
+        )
+        self.attention = attention_kernel(ops, p, k_type, v_type)
+
+    def __call__(self, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch) -> Stream:
+        m = len(stream.x)
+        qkv = self.qkv(self.begin(stream, self.qkv.form(m)))
+        q, k, v = self.rope.split(qkv)
+        planes = cache.k.planes, cache.v.planes
+        q = self.rope(q, k, v, angles, batch.slots, *planes)
+        form = self.last.form(m)
+        form = form if form in self.attention.forms() else "plain"
+        heads = self.attention(q, *planes, self.ops.page_tables(batch, cache), form)
+        return self.finish(heads, stream, following)
+
+
+class MlpPlan(Plan):
+    """Two launches: gate and up with what joins them; down with residual and the next norm."""
+
+    def __init__(self, ops: TritonOps, block: Mlp) -> None:
+        super().__init__(
+            ops,
+            block.ffn_norm,
+            _made(ops.linear_kernel([block.ffn_down.weight], [block.ffn_down.bias])),
+            block.post_ffw_norm,
+        )
+        self.gate = GATES[block.activation]
+        self.separate = block.ffn_gate is not None
+        self.up = _made(ops.first_product(block))
+
+    def __call__(self, stream: Stream, following: Attention | None) -> Stream:
+        m = len(stream.x)
+        h, form = self.begin(stream, self.up.form(m)), self.last.form(m)
+        hidden = self.up.gated(h, form) if self.separate else glu(self.up(h), None, self.gate, form)
+        return self.finish(hidden, stream, following)
+
+
+class MoePlan:
+    """Three launches and a norm: the router, which also quantises; gate and up; down with shares and residual."""
+
+    def __init__(self, ops: TritonOps, block: Moe) -> None:
+        c = block.config
+        stacks = (block.ffn_gate_exps, block.ffn_up_exps, block.ffn_down_exps)
+        gate, up, down = (weight for weight in stacks if isinstance(weight, PackedWeight))
+        router = block.ffn_gate_inp
+        self.ops, self.by = ops, block.ffn_norm
+        self.router = Router(
+            router.weight.dense(0, c.n_experts, torch.float32),
+            Routing(c.n_experts, c.n_used, "softmax", normalise=True, scale=c.weights_scale),
+            router.bias,
+            batch_invariant=ops.kernel_options["batch_invariant"],
+        )
+        self.experts = Experts(gate, up, down, activation=GATES[block.activation], **ops.kernel_options)
+
+    def __call__(self, stream: Stream, following: Attention | None) -> Stream:
+        h = stream.normed if stream.normed is not None else self.ops.normed(stream.x, self.by, "plain")
+        assert isinstance(h, torch.Tensor)
+        ids, shares, units = self.router.with_units(h, wanted=self.experts.int8)
+        x = self.experts(h, ids, shares, stream.x, units)
+        if following is None:
+            return Stream(x)
+        by, form = self.ops.following(x, following)
+        return Stream(x, self.ops.normed(x, by, form))
+
+
+def attention_kernel(ops: TritonOps, p: AttentionParams, k_type: Any, v_type: Any) -> AttentionKernel:
+    if not ops.fused_attention:
+        raise ValueError("fused attention is switched off")
+    shape = AttentionShape(
+        *(p.n_heads, p.n_kv_heads, p.head_dim, p.head_dim), scale=p.scale, softcap=p.softcap, window=p.window
+    )
+    return AttentionKernel(shape, k_type, v_type, ops.device, table=ops.table)
+
+
+def _joined(biases: Sequence[torch.Tensor | None], weights: Sequence[PackedWeight]) -> torch.Tensor | None:
+    """The biases of matrices side by side, zeros for those without."""
+    if all(bias is None for bias in biases):
+        return None
+    device = weights[0].data.device
+    parts = [
+        torch.zeros(weight.shape[0], device=device) if bias is None else bias
+        for bias, weight in zip(biases, weights, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _made(kernel: LinearKernel | Declined) -> LinearKernel:
+    if isinstance(kernel, Declined):
+        raise ValueError(kernel.reason)
+    return kernel

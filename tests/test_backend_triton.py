@@ -1,0 +1,218 @@
+"""Whole models on the Triton backend against the torch backend, which computes the same without kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from checkpoints import CASES, WINDOW, make_checkpoint, make_tokens, nmse
+from kernel_cases import DEVICE, ON_GPU
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
+
+from naiad.loaders.open import open_model
+from naiad.loaders.stored import ModelSource, StoredTensor
+from naiad.quant.dequantize import dequantize
+from naiad.quant.formats import F32, format_by_name
+from naiad.runtime.backends.torch import TorchOps
+from naiad.runtime.backends.triton import TritonOps
+from naiad.runtime.decoder import Decoder, build_decoder
+from naiad.runtime.models import ARCHITECTURES, read_config
+from naiad.runtime.ops import Dispatch, Weight
+from naiad.runtime.session import Session
+from naiad.runtime.tensors import TensorBook
+from naiad.triton_kernels.activations import quantize_reference
+from naiad.triton_kernels.tuning import arch_of, tuning
+
+pytestmark = [*ON_GPU, pytest.mark.usefixtures("poisoned")]
+
+# One case for each way in which architectures differ.
+MODELS = (
+    *("llama-biases", "mistral-window", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"),
+    "phi3-partial-rotation",
+)
+# Products of any number of rows on tensor cores, in few programs: an interpreted program costs the same at any size.
+TABLE = tuning(arch_of(DEVICE))
+EXACT = replace(TABLE, exact_rows=0, workspace_rows=1000)
+
+INT8 = replace(TABLE, vector=replace(TABLE.vector, rows=64))
+# Whole blocks of 32 in every row, so that matrices can be quantised.
+BLOCKS = {
+    **{"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32},
+    **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32},
+}
+
+Build = Callable[..., Decoder]
+
+
+def converted(source: ModelSource, form: str) -> ModelSource:
+    """The same model with matrices of another format, but for routers."""
+    fmt = format_by_name(form)
+
+    def convert(tensor: StoredTensor) -> StoredTensor:
+        values = dequantize(tensor.bytes(), tensor.format).numpy()
+        data = torch.from_numpy(gguf.quants.quantize(values, gguf.GGMLQuantizationType[form]))
+        return StoredTensor(tensor.name, fmt, tensor.shape, data.contiguous().view(torch.uint8).flatten().clone)
+
+    tensors = source.tensors
+    assert isinstance(tensors, dict)
+    matrices = {name: t for name, t in tensors.items() if len(t.shape) > 1 and "gate_inp" not in name}
+    tensors.update({name: convert(tensor) for name, tensor in matrices.items()})
+    return source
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Makes the decoder of a case of checkpoints.py on backends."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def make(name: str, ops: Dispatch, form: str = "F16") -> Decoder:
+        folder = root / name
+        source = converted(open_model(folder if folder.exists() else make_checkpoint(name, folder)), form)
+        config = read_config(source.kv)
+        book = TensorBook(source, lambda n_bytes: None)
+        return build_decoder(config, book, ops, [ops] * config.n_layers, ops, config.n_ctx_train)
+
+    return make
+
+
+@pytest.fixture
+def blocky(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], str]:
+    """Adds a case with whole blocks in every row, and so many layers, to those of checkpoints.py."""
+
+    def add(name: str, n_layers: int) -> str:
+        case, added = CASES[name], f"{name}-blocks-{n_layers}"
+        changes = {**case.changes, **BLOCKS, "num_hidden_layers": n_layers}
+        monkeypatch.setitem(CASES, added, replace(case, changes=changes))
+        return added
+
+    return add
+
+
+class Rounded(TorchOps):
+    """The twin of the int8 route: activations are rounded as the kernels round them, to 8 bits per group of 32."""
+
+    def _matmul(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        if weight.format is not F32:
+            q, scale, _ = quantize_reference(x)
+            x = (q.float().unflatten(2, (8, 32)) * scale.unsqueeze(-1)).flatten(1)[:, : x.shape[1]]
+        return super()._matmul(x, weight)
+
+
+def on_triton(**options: object) -> Dispatch:
+    ours = TritonOps(DEVICE, torch.float32, **options)  # type: ignore[arg-type]
+    return Dispatch([ours, TorchOps(DEVICE, torch.float32, None)])
+
+
+def logits(decoder: Decoder, tokens: list[int], k_type: str = "f32", v_type: str = "f32") -> torch.Tensor:
+    """A prompt, then a token: those of the last prompt token and of the one after."""
+    session = Session(decoder, len(tokens), k_type=k_type, v_type=v_type)
+    return torch.stack([session.prefill(tokens[:-1])[0], session.advance(tokens[-1])])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("error:triton leaves:UserWarning")
+def test_logits_equal_the_twins(name: str, build: Build) -> None:
+    windowed = "window" in name or name.startswith("gemma")
+    tokens = make_tokens(WINDOW + 5 if windowed else 6)
+    found = logits(build(name, on_triton(route="exact", table=EXACT)), tokens)
+    twin = Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)])
+    assert nmse(found, logits(build(name, twin), tokens)) < 1e-10
+
+
+def test_every_architecture_is_among_them() -> None:
+    assert {CASES[name].model_type.removesuffix("_text").replace("_", "") for name in MODELS} >= {*ARCHITECTURES}
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "k_type", "v_type"),
+    [("llama", "Q8_0", "f16", "f16"), ("qwen3_moe", "Q4_0", "q8_0", "q4_0"), ("gemma2", "Q5_1", "bf16", "fp8")],
+)
+@pytest.mark.filterwarnings("error:triton leaves:UserWarning")
+def test_int8_logits_equal_the_rounded_twins(
+    name: str, form: str, k_type: str, v_type: str, build: Build, blocky: Callable[[str, int], str]
+) -> None:
+    tokens, case = make_tokens(2), blocky(name, 1)
+    found = logits(build(case, on_triton(table=INT8), form), tokens, k_type, v_type)
+    twin = Dispatch([Rounded(DEVICE, torch.float32, torch.float32)])
+    expected = logits(build(case, twin, form), tokens, k_type, v_type)
+    exact = logits(build(case, Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)]), form), tokens)
+    # Sums in another order may round a value to its other neighbour; without rounding at all, all values differ.
+    assert nmse(found, expected) < 0.1 * nmse(found, exact)
+
+
+class Launches(TorchDispatchMode):
+    """Counts, by name, the kernels that are launched and torch's operations that would be kernels on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: Counter[str] = Counter()
+        self.inside = False
+        self.stock = interpreter.GridExecutor.__call__
+
+    def __enter__(self) -> Launches:
+        def launch(grid: Any, *args: Any, **kwargs: Any) -> Any:
+            self.counts[grid.fn.__name__] += 1
+            # What the interpreter does with tensors is not our doing.
+            self.inside = True
+            try:
+                return self.stock(grid, *args, **kwargs)
+            finally:
+                self.inside = False
+
+        interpreter.GridExecutor.__call__ = launch
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        interpreter.GridExecutor.__call__ = self.stock
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        views = ("view", "_unsafe_view", "split", "split_with_sizes", "slice", "select", "t", "detach", "alias")
+        if not self.inside and name not in (*views, "empty", "fill_", "new_empty", "expand", "unsqueeze", "reshape"):
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="counts what the interpreter is given")
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        (
+            "llama",
+            {
+                *("matvec_kernel", "rope_kernel", "attention_decode_kernel"),
+                *("matvec_norm_kernel", "matvec_glu_units_kernel"),
+            },
+        ),
+        (
+            "qwen3_moe",
+            {
+                *("matvec_kernel", "rope_kernel", "attention_decode_kernel", "matvec_norm_kernel"),
+                *("router_kernel", "expert_glu_kernel", "expert_down_kernel", "norm_kernel"),
+            },
+        ),
+    ],
+)
+def test_launches_of_a_layer(name: str, kernels: set[str], build: Build, blocky: Callable[[str, int], str]) -> None:
+    """Between two layers of a step with one row: six launches of a dense layer, eight of one with experts."""
+    decoder = build(blocky(name, 2), on_triton(table=INT8), "Q8_0")
+    counted = []
+    for n_layers in (1, 2):
+        session = Session(replace(decoder, layers=decoder.layers[:n_layers]), 4)
+        with Launches() as launches:
+            session.advance(1)
+        counted.append(launches.counts)
+    per_layer = counted[1] - counted[0]
+    assert set(per_layer) == kernels
+    assert per_layer.total() == (6 if name == "llama" else 8)
