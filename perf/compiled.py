@@ -20,23 +20,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import triton
+from cases import LINEAR_KERNELS, MULTIPLES_OF_16, POINTERS, QUICK_FORMATS, QUICK_TARGETS, Case, linear_cases
+from layer_cases import LAYER_KERNELS, layer_cases
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from naiad.quant import formats
-from naiad.quant.floats import FLOAT_DTYPES
 from naiad.quant.formats import Format
-from naiad.triton_kernels.activations import units_kernel
 from naiad.triton_kernels.decode import DECODERS
-from naiad.triton_kernels.matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
-from naiad.triton_kernels.matvec import matvec_glu_kernel, matvec_kernel
-from naiad.triton_kernels.rows import rows_kernel
-from naiad.triton_kernels.tuning import Tile, isa, tuning, warp_size
+from naiad.triton_kernels.tuning import warp_size
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -57,125 +53,18 @@ SHARED_MEMORY = {
 }
 MAX_REGISTERS = {"sm": 255, "gfx9": 512, "gfx1": 256}
 
-# The formats whose every tile and batch is compiled. Of the others one kernel of a kind: for the targets of the quick
-# run all of them, for the rest those that compile fast.
-THOROUGH = ("Q4_K", "Q6_K", "Q8_0", "IQ4_XS")
-QUICK_TARGETS = ("sm_80", "sm_90", "gfx942", "gfx1100")
-QUICK_FORMATS = ("Q4_K", "Q6_K")
+KERNELS = {kernel.fn.__name__: kernel for kernel in (*LINEAR_KERNELS, *LAYER_KERNELS)}
 
+TYPES = ("i32", "fp32")
 
 # By target and case.
 Results = dict[str, dict[str, dict[str, float]]]
 
 
-@dataclass(frozen=True)
-class Case:
-    """One kernel in one configuration. weights: decoded per step of its loop, 0 where it has none to count."""
-
-    target: str
-    name: str
-    kernel: str
-    arguments: tuple[tuple[str, Any], ...]
-    warps: int
-    weights: int = 0
-
-
-KERNELS = {
-    kernel.fn.__name__: kernel
-    for kernel in (
-        *(matvec_kernel, matvec_glu_kernel, matmul_kernel, matmul_glu_kernel),
-        *(reduce_kernel, rows_kernel, units_kernel),
-    )
-}
-POINTERS = {
-    **dict.fromkeys(("w", "w0", "w1", "w2", "gate", "up", "lut", "ids"), "*i32"),
-    **dict.fromkeys(("y", "bias", "residual"), "*bf16"),
-    **dict.fromkeys(("sums",), "*fp32"),
-}
-# Integers that are multiples of 16 in every real model. Units per row are not.
-MULTIPLES_OF_16 = ("n0", "n1", "n2", "N", "K", "stride", "step")
-
-
 def cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]:
     """The default configurations of an architecture."""
-    for fmt in fmts:
-        yield Case(target, f"rows {fmt.name}", "rows_kernel", _rows_arguments(target, fmt), 1)
-        if fmt is formats.F32:
-            continue  # multiplied by torch
-        thorough = fmt.name in THOROUGH and not quick
-        slow_ones = thorough or target in QUICK_TARGETS
-        if fmt not in FLOAT_DTYPES:
-            yield from _matvec_cases(target, fmt, "int8", thorough)
-        if slow_ones or fmt in FLOAT_DTYPES:
-            yield from _matvec_cases(target, fmt, "exact", thorough)
-        tiles = tuning(target).tiles if thorough else tuning(target).tiles[-1:]
-        for tile in tiles if slow_ones else ():
-            yield _matmul_case(target, fmt, tile, "exact")
-        if thorough:
-            yield _matmul_case(target, fmt, tiles[0], "int8")
-    yield _mixed_case(target)
-    yield _glu_case(target)
-    yield Case(target, "reduce", "reduce_kernel", (("ACTIVATION", None), ("SPLITS", 8), ("BLOCK", 1024)), 4)
-    for name, out, int8 in (("spread", "*fp32", False), ("quantize", "*i32", True)):
-        yield Case(target, name, "units_kernel", (("GROUPS", 64), ("INT8", int8), ("x", "*bf16"), ("out", out)), 4)
-
-
-def _matvec_arguments(target: str, route: str, batch: int) -> tuple[tuple[str, Any], ...]:
-    vector = tuning(target).vector
-    lanes = warp_size(target) * vector.warps
-    return (
-        *(("x", "*i32" if route == "int8" else "*fp32"), ("INT8", route == "int8")),
-        *(("R", vector.rows), ("LANES", lanes), ("BM", batch), ("ISA", isa(target))),
-    )
-
-
-def _matvec_cases(target: str, fmt: Format, route: str, thorough: bool) -> Iterator[Case]:
-    vector = tuning(target).vector
-    decoders = (("D0", DECODERS[fmt.id]), ("D1", None), ("D2", None), ("w1", None), ("w2", None))
-    for batch in (1, 2, 4) if thorough and route == "int8" else (1,):
-        if batch <= vector.batch:
-            yield Case(
-                target,
-                f"matvec {route} {fmt.name} x{batch}",
-                "matvec_kernel",
-                (*_matvec_arguments(target, route, batch), *decoders, ("bias", None), ("residual", None)),
-                vector.warps,
-                256 * warp_size(target) * vector.warps,
-            )
-
-
-def _matmul_case(target: str, fmt: Format, tile: Tile, route: str) -> Case:
-    splits = 4 if tile.split else 1
-    return Case(
-        target,
-        f"matmul {route} {fmt.name} {tile.bn}x{tile.bm}",
-        "matmul_kernel",
-        (
-            *(("x", "*i32" if route == "int8" else "*bf16"), ("y", "*fp32" if splits > 1 else "*bf16")),
-            *(("D0", DECODERS[fmt.id]), ("D1", None), ("D2", None), ("w1", None), ("w2", None)),
-            *(("bias", None), ("residual", None), ("INT8", route == "int8"), ("EVEN", True)),
-            *(("BN", tile.bn), ("BM", tile.bm), ("SPLITS", splits), ("ISA", isa(target)), ("STAGES", tile.stages)),
-        ),
-        tile.warps,
-        256 * tile.bn,
-    )
-
-
-def _mixed_case(target: str) -> Case:
-    """Q, K and V of a Q4_K_M file in one launch, with a bias."""
-    q4, q6 = DECODERS[formats.Q4_K.id], DECODERS[formats.Q6_K.id]
-    arguments = (*_matvec_arguments(target, "int8", 1), ("D0", q4), ("D1", q4), ("D2", q6), ("residual", None))
-    return Case(target, "matvec int8 Q4_K+Q4_K+Q6_K x1", "matvec_kernel", arguments, tuning(target).vector.warps)
-
-
-def _glu_case(target: str) -> Case:
-    q4 = DECODERS[formats.Q4_K.id]
-    arguments = (*_matvec_arguments(target, "int8", 1), ("D_GATE", q4), ("D_UP", q4), ("ACTIVATION", "silu"))
-    return Case(target, "matvec glu int8 Q4_K x1", "matvec_glu_kernel", arguments, tuning(target).vector.warps)
-
-
-def _rows_arguments(target: str, fmt: Format) -> tuple[tuple[str, Any], ...]:
-    return (("out", "*bf16"), ("DECODE", DECODERS[fmt.id]), ("R", warp_size(target)), ("ISA", isa(target)))
+    yield from linear_cases(target, fmts, quick)
+    yield from layer_cases(target, quick)
 
 
 def gpu_target(target: str) -> GPUTarget:
@@ -193,14 +82,16 @@ def compile_case(case: Case) -> Any:
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     for i, name in enumerate(kernel.arg_names):
         value = given.get(name, POINTERS.get(name, "i32"))
-        is_type = isinstance(value, str) and (value.startswith("*") or value == "i32")
+        is_type = isinstance(value, str) and (value.startswith("*") or value in TYPES)
         signature[name] = value if is_type else "constexpr"
         if not is_type:
             constants[name] = value
         elif value.startswith("*") or name in MULTIPLES_OF_16:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": case.warps, "enable_fp_fusion": True}
+    options: dict[str, Any] = {"num_warps": case.warps, "enable_fp_fusion": True}
+    if case.registers and case.target.startswith("sm_"):
+        options["maxnreg"] = case.registers
     return triton.compile(source, target=gpu_target(case.target), options=options)
 
 
@@ -235,13 +126,19 @@ def _nvidia(cubin: bytes) -> tuple[dict[str, int], list[str]]:
         sass = dump("-sass")
     code = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\S+\s+)?(.*?);", sass, re.M)
     lines = [(int(address, 16), text.strip()) for address, text in code]
-    loops = [
-        [text for address, text in lines if int(found[1], 16) <= address <= at]
+    spans = [
+        (int(found[1], 16), at)
         for at, branch in lines
         if (found := re.match(r"BRA\S*\s.*?0x([0-9a-f]+)", branch)) and int(found[1], 16) < at
     ]
+    loops = [[text for address, text in lines if first <= address <= last] for first, last in _innermost(spans)]
     resources = {"registers": usage["REG"], "spilled": usage["STACK"] + usage["LOCAL"]}
     return resources, max(loops, key=len, default=[])
+
+
+def _innermost(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The loops, first and last place each, in which there is no other."""
+    return [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
 
 
 def _amd(assembly: str) -> tuple[dict[str, int], list[str]]:
@@ -251,7 +148,7 @@ def _amd(assembly: str) -> tuple[dict[str, int], list[str]]:
 
     labels: dict[str, int] = {}
     lines: list[str] = []
-    loops: list[list[str]] = []
+    spans: list[tuple[int, int]] = []
     for line in assembly.splitlines():
         text = line.split(";")[0].strip()
         if found := re.match(r"(\.LBB\S+):", text):
@@ -260,11 +157,12 @@ def _amd(assembly: str) -> tuple[dict[str, int], list[str]]:
             lines.append(text)
             target = re.match(r"s_c?branch\S*\s+(\.LBB\S+)", text)
             if target and target[1] in labels:
-                loops.append(lines[labels[target[1]] :])
+                spans.append((labels[target[1]], len(lines)))
     resources = {
         "registers": field("vgpr_count"),  # accumulation registers included
         "spilled": 4 * field("vgpr_spill_count") + field("private_segment_fixed_size"),
     }
+    loops = [lines[first:last] for first, last in _innermost(spans)]
     # Scalar instructions are issued once for all lanes, on units of their own.
     return resources, [line for line in max(loops, key=len, default=[]) if not line.startswith("s_")]
 

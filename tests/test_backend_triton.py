@@ -216,3 +216,16 @@ def test_launches_of_a_layer(name: str, kernels: set[str], build: Build, blocky:
     per_layer = counted[1] - counted[0]
     assert set(per_layer) == kernels
     assert per_layer.total() == (6 if name == "llama" else 8)
+
+
+def test_what_kernels_decline_is_left_to_torch_with_one_warning(build: Build) -> None:
+    """Heads of 12 values are written to an fp8 cache, but not read from it."""
+    tokens = make_tokens(3)
+    ops = on_triton(route="exact", table=EXACT)
+    with pytest.warns(UserWarning, match="triton leaves attention_block to torch: kernels read fp8") as caught:
+        found = logits(build("qwen2", ops), tokens, "fp8", "fp8")
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == len(set(messages))
+    twin = Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)])
+    assert nmse(found, logits(build("qwen2", twin), tokens, "fp8", "fp8")) < 1e-3
+    assert any("attention is left to torch: kernels read fp8" in line for line in ops.describe())

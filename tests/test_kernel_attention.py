@@ -82,8 +82,8 @@ def run(case: Case, form: str = "plain") -> tuple[Tensor | Units, Tensor]:
     expected = []
     for i, (n, length) in enumerate(case.sequences):
         parts: list[Tensor] = []
-        for (kind, width), planes in zip(kinds, cache, strict=True):
-            rows = tuple(plane[pages[i]].flatten(0, 1)[:length] for plane in planes)
+        for (kind, width), in_pages in zip(kinds, cache, strict=True):
+            rows = tuple(plane[pages[i]].flatten(0, 1)[:length] for plane in in_pages)
             parts.append(kind.decode(rows, torch.float32).view(length, shape.n_kv_heads, width).to(case.dtype))
         keys, values = parts
         expected.append(reference(q[starts[i] : starts[i] + n], keys, values, shape, sinks))
