@@ -24,6 +24,8 @@ from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import F32, format_by_name
 from naiad.runtime.backends.torch import TorchOps
 from naiad.runtime.backends.triton import TritonOps
+from naiad.runtime.batch import Batch, SequenceSlice
+from naiad.runtime.cache import PAGE_SIZE, PagedCache
 from naiad.runtime.decoder import Decoder, build_decoder
 from naiad.runtime.models import ARCHITECTURES, read_config
 from naiad.runtime.ops import Dispatch, Weight
@@ -216,6 +218,33 @@ def test_launches_of_a_layer(name: str, kernels: set[str], build: Build, blocky:
     per_layer = counted[1] - counted[0]
     assert set(per_layer) == kernels
     assert per_layer.total() == (6 if name == "llama" else 8)
+
+
+# New tokens, those in the cache before, and the pages of each sequence, step by step.
+STEPS = (((5, 0, (3,)), (3, 0, (0,))), ((1, 5, (3,)), (34, 0, (5, 1)), (1, 3, (0,))), ((2, 34, (5, 1)), (1, 6, (3,))))
+
+
+def test_sequences_beside_each_other(build: Build) -> None:
+    """Prompts and single tokens in one batch, on pages in no order."""
+    decoders = [
+        build("qwen2", on_triton(route="exact", table=EXACT)),
+        build("qwen2", Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)])),
+    ]
+    caches = [PagedCache(d.config, [DEVICE] * len(d.layers), "f32", "f32", 8 * PAGE_SIZE) for d in decoders]
+    for step in STEPS:
+        slices: list[SequenceSlice] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for n, cached, pages in step:
+            start = len(positions)
+            slices.append(SequenceSlice(start, start + n, cached + n, pages))
+            positions += range(cached, cached + n)
+            slots += [pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in range(cached, cached + n)]
+        rows = torch.arange(len(positions))
+        tokens = torch.tensor(make_tokens(len(positions)))
+        batch = Batch(tokens, torch.tensor(positions), torch.tensor(slots), slices, rows)
+        found, expected = (d.forward(batch, cache) for d, cache in zip(decoders, caches, strict=True))
+        assert nmse(found, expected) < 1e-10
 
 
 def test_what_kernels_decline_is_left_to_torch_with_one_warning(build: Build) -> None:

@@ -68,8 +68,8 @@ class PageTables:
     """Where a batch's sequences are: int32 tensors on the device, and what launches need to know of them.
 
     starts [n + 1]: sequence i has rows starts[i] … starts[i + 1] - 1. lengths [n]: its tokens in the cache, new
-    ones included. pages [n, width]: its pages in order. n_pages: those of the cache. max_new and min_new: the most and
-    the fewest new tokens that a sequence has, not counting sequences without any.
+    ones included. pages [n, width]: its pages in order. n_pages: those of the cache. new: how many tokens are new, of
+    sequences that have any.
     """
 
     starts: Tensor
@@ -78,8 +78,7 @@ class PageTables:
     page_size: int
     n_pages: int
     n_tokens: int
-    max_new: int
-    min_new: int
+    new: tuple[int, ...]
 
     @classmethod
     def build(
@@ -110,17 +109,8 @@ class PageTables:
             table[i, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
         starts = torch.tensor([0, *(stop for _, stop, *_ in sequences)], dtype=torch.int32)
         lengths = torch.tensor([length for _, _, length, _ in sequences], dtype=torch.int32)
-        new = [stop - start for start, stop, *_ in sequences if stop > start]
-        return cls(
-            starts.to(device),
-            lengths.to(device),
-            table.to(device),
-            page_size,
-            n_pages,
-            row,
-            max(new, default=0),
-            min(new, default=0),
-        )
+        new = tuple(stop - start for start, stop, *_ in sequences if stop > start)
+        return cls(starts.to(device), lengths.to(device), table.to(device), page_size, n_pages, row, new)
 
 
 class Attention:
@@ -192,10 +182,11 @@ class Attention:
                 "FORM": form,
                 "SEQUENCES": triton.next_power_of_2(len(tables.lengths)),
             }
-            if tables.max_new > self.few:
+            few = [count for count in tables.new if count <= self.few]
+            if len(few) < len(tables.new):
                 self._prefill(out, q, arguments, tables, options)
-            if tables.min_new <= self.few:
-                self._decode(out, q, arguments, tables, options)
+            if few:
+                self._decode(out, q, arguments, tables, options, few)
         return in_form(out, shape.n_heads * shape.v_dim, form, q.dtype)
 
     def _check_call(
@@ -230,14 +221,20 @@ class Attention:
         )
 
     def _decode(
-        self, out: Tensor, q: Tensor, arguments: tuple[Any, ...], tables: PageTables, options: dict[str, Any]
+        self,
+        out: Tensor,
+        q: Tensor,
+        arguments: tuple[Any, ...],
+        tables: PageTables,
+        options: dict[str, Any],
+        few: list[int],
     ) -> None:
         entry, shape, n_sequences = self.table.attention, self.shape, len(tables.lengths)
         tile = self._tile("decode", q)
-        rows = self.group * min(tables.max_new, self.few)
-        bm = min(max(16, triton.next_power_of_2(rows)), tile.bm)
+        bm = min(max(16, triton.next_power_of_2(self.group * max(few))), tile.bm)
         n_blocks = len(q) * self.group // bm + n_sequences
-        partial, counters = self._workspace(len(q), n_blocks * shape.n_kv_heads)
+        partial = torch.empty(sum(few), shape.n_heads, PARTS, shape.v_dim + 2, device=self.device)
+        counters = _counters(self.device, n_blocks * shape.n_kv_heads)
         attention_decode_kernel[entry.programs * multiprocessors(self.device),](
             *(out, q, *arguments, tables.starts, tables.lengths, tables.pages, partial, counters),
             *(tables.pages.shape[1], n_sequences, self.few, entry.min_keys, *self._scales),
@@ -249,17 +246,12 @@ class Attention:
         types = self.k_type.name, self.v_type.name
         return attention_tile(self.table.attention, kernel, self.shape.head_dim, self.shape.v_dim, types, q.itemsize)
 
-    def _workspace(self, n_tokens: int, n_counters: int) -> tuple[Tensor, Tensor]:
-        """Room for partial sums, and counters that every launch leaves at zero."""
-        shape = (n_tokens, self.shape.n_heads, PARTS, self.shape.v_dim + 2)
-        return torch.empty(shape, device=self.device), _counters(self.device, n_counters)
-
 
 _COUNTERS: dict[torch.device, Tensor] = {}
 
 
 def _counters(device: torch.device, n: int) -> Tensor:
-    # Kernels of one stream run one after another, so all layers share them.
+    # Zero between launches. Kernels of one stream run one after another, so all layers share them.
     if device not in _COUNTERS or len(_COUNTERS[device]) < n:
         _COUNTERS[device] = torch.zeros(max(4096, triton.next_power_of_2(n)), dtype=torch.int32, device=device)
     return _COUNTERS[device]

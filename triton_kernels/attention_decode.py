@@ -94,7 +94,8 @@ def attention_decode_kernel(
 ):
     """As attention_prefill_kernel, for sequences of at most `few` new tokens. Grid (any number of programs,).
 
-    partial: float32 [n_tokens, N_HEADS, PARTS, DV + 2], for unfinished sums with their maximum and total.
+    partial: float32 [new tokens of these sequences, N_HEADS, PARTS, DV + 2], for unfinished sums with their maximum and
+    total.
     counters: int32, zeros, one per block of rows and kv head (block numbers as in attention_prefill_kernel); the kernel
     leaves them zero. min_keys: the least keys to a chunk.
     """
@@ -109,6 +110,7 @@ def attention_decode_kernel(
         *(GROUP, CAUSAL, WINDOW, CHUNK, PARTS, BM, BN),
     )
     units_of = n_chunks_of * blocks_of * N_KV
+    new_of = tl.where(blocks_of > 0, all_stops - all_starts, 0)
     ends = tl.cumsum(units_of, 0)
     n_units = tl.sum(units_of, 0)
     for unit in range(tl.program_id(0), n_units, tl.num_programs(0)):
@@ -153,7 +155,8 @@ def attention_decode_kernel(
                 *(DV, DV0, DV1, N_HEADS, FORM),
             )
         else:
-            at_row = partial + q_row * (PARTS * (DV + 2))
+            first_token = tl.sum(tl.where(i < sequence, new_of, 0), 0)
+            at_row = partial + ((first_token + token).to(tl.int64) * N_HEADS + head) * (PARTS * (DV + 2))
             _store_part(at_row, acc0, acc1, largest, total, part, known, DV, DV0, DV1, PARTS)
             counter = counters + (start * GROUP // BM + sequence + block) * N_KV + kv_head
             if last_to_arrive(counter, n_chunks, ISA):

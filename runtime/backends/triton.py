@@ -234,9 +234,9 @@ class Plan:
 
     def begin(self, stream: Stream, form: Form) -> torch.Tensor | Units:
         """The norm that the half begins with."""
-        found: torch.Tensor | Units = (
-            stream.normed if stream.normed is not None else self.ops.normed(stream.x, self.by, form)
-        )
+        if stream.normed is None:
+            return self.ops.normed(stream.x, self.by, form)
+        found: torch.Tensor | Units = stream.normed
         return found
 
     def finish(self, x: torch.Tensor | Units, stream: Stream, following: Attention | Mlp | Moe | None) -> Stream:
@@ -322,7 +322,9 @@ class MoePlan:
     def __init__(self, ops: TritonOps, block: Moe) -> None:
         c = block.config
         stacks = (block.ffn_gate_exps, block.ffn_up_exps, block.ffn_down_exps)
-        gate, up, down = (weight for weight in stacks if isinstance(weight, PackedWeight))
+        packed = [weight for weight in stacks if isinstance(weight, PackedWeight)]
+        if len(packed) < len(stacks):
+            raise ValueError("the weights are kept by torch")
         router = block.ffn_gate_inp
         self.ops, self.by = ops, block.ffn_norm
         self.router = Router(
@@ -331,7 +333,7 @@ class MoePlan:
             router.bias,
             batch_invariant=ops.kernel_options["batch_invariant"],
         )
-        self.experts = Experts(gate, up, down, activation=GATES[block.activation], **ops.kernel_options)
+        self.experts = Experts(*packed, activation=GATES[block.activation], **ops.kernel_options)
 
     def __call__(self, stream: Stream, following: Attention | None) -> Stream:
         h = stream.normed if stream.normed is not None else self.ops.normed(stream.x, self.by, "plain")
