@@ -268,19 +268,41 @@ TABLES = (
 )
 
 
+# The cases that have no format of their own.
+OTHERS = (
+    *("attention", "norm", "rope", "glu", "matvec norm", "matvec glu units", "router", "select", "expert", "grouped"),
+    *("sort", "combine"),
+)
+OTHERS_TITLE = "instructions per value of the cache (attention) · registers · KiB of shared memory · **bytes spilled**"
+
+
 def tables(summary: Results) -> str:
-    """Markdown: a table per kernel, a row per format, a column per architecture."""
+    """Markdown: a table per kernel of linear layers, a row per format, and one of all other kernels, a row per case; a
+    column per architecture."""
     names = [fmt.name for fmt in formats.FORMATS if fmt.id in DECODERS]
     blocks = []
     for title, case in TABLES:
-        head = f"| {title} | {' | '.join(summary)} |\n|---|{'---|' * len(summary)}"
         rows = [
             f"| {name} | {' | '.join(_cell(found, case.format(name)) for found in summary.values())} |"
             for name in names
             if any(key.startswith(case.format(name)) for found in summary.values() for key in found)
         ]
-        blocks.append("\n".join((head, *rows)))
-    return "\n\n".join(blocks)
+        blocks.append("\n".join((_head(title, summary), *rows)))
+    others = dict.fromkeys(name for found in summary.values() for name in found if name.startswith(OTHERS))
+    rows = [f"| {name} | {' | '.join(_resources(found.get(name)) for found in summary.values())} |" for name in others]
+    return "\n\n".join((*blocks, "\n".join((_head(OTHERS_TITLE, summary), *rows))))
+
+
+def _head(title: str, summary: Results) -> str:
+    return f"| {title} | {' | '.join(summary)} |\n|---|{'---|' * len(summary)}"
+
+
+def _resources(values: dict[str, float] | None) -> str:
+    if values is None:
+        return ""
+    spilled = f" · **{values['spilled']:g} B**" if values["spilled"] else ""
+    counted = f"{values['per_weight']:.1f} · " if "per_weight" in values else ""
+    return f"{counted}{values['registers']:g} · {values['shared'] / 1024:.0f}{spilled}"
 
 
 def _cell(found: dict[str, dict[str, float]], case: str) -> str:

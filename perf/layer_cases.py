@@ -10,6 +10,7 @@ from cases import QUICK_TARGETS, Case
 from naiad.quant import formats
 from naiad.quant.cache_types import CACHE_TYPES
 from naiad.quant.formats import Format
+from naiad.triton_kernels import router
 from naiad.triton_kernels.attention import MAX_REGISTERS, PARTS, attention_tile, pieces
 from naiad.triton_kernels.attention_decode import attention_decode_kernel
 from naiad.triton_kernels.attention_prefill import attention_prefill_kernel
@@ -49,21 +50,33 @@ LLAMA = (32, 8, 128, 128)
 # Formats of gate and up, and of down.
 Q4_K_M = (formats.Q4_K, formats.Q6_K)
 MXFP4 = (formats.MXFP4, formats.MXFP4)
+# What the quick run compiles.
+QUICK = {
+    "sm_90": (
+        *("attention prefill bf16 32/8x128", "attention decode bf16 32/8x128", "attention decode q8_0 32/8x128"),
+        *("norm", "rope q8_0", "matvec norm int8 Q4_K x1", "matvec glu units int8 Q4_K x1", "router 128"),
+        "expert glu Q4_K/Q6_K",
+    ),
+    "gfx942": ("attention decode bf16 32/8x128", "matvec norm int8 Q4_K x1", "router 128"),
+}
 PLAIN_POINTERS = {"f32": "*fp32", "f16": "*fp16", "bf16": "*bf16"}
 
 
 def layer_cases(target: str, quick: bool) -> Iterator[Case]:
     """These kernels' part of an architecture."""
+    yield from (case for case in _all_cases(target) if not quick or case.name in QUICK.get(target, ()))
+
+
+def _all_cases(target: str) -> Iterator[Case]:
     for kernel in ("prefill", "decode"):
-        for heads in (LLAMA,) if quick else HEADS:
+        for heads in HEADS:
             yield attention_case(target, kernel, "bf16", heads)
-        types = CACHE_TYPES if target in QUICK_TARGETS and not quick else ("q8_0",)
-        for kind in types:
+        for kind in CACHE_TYPES if target in QUICK_TARGETS else ("q8_0",):
             yield attention_case(target, kernel, kind, LLAMA)
     yield from _small_cases(target)
     yield from _fused_cases(target)
     yield from _routing_cases(target)
-    for fmts in (Q4_K_M,) if quick else (Q4_K_M, MXFP4):
+    for fmts in (Q4_K_M, MXFP4):
         yield from _expert_cases(target, *fmts)
 
 
@@ -152,7 +165,7 @@ def _routing_cases(target: str) -> Iterator[Case]:
             **{"counters": "*i32", "x": "*bf16", "units": "*i32", "weight": "*fp32", "logits_bias": None},
             **{"BE": 1 if groups == 1 else 2, "BK": 1024, "ISA": isa(target)},
         }
-        yield Case(target, f"router {name}", "router_kernel", tuple(arguments.items()), 4)
+        yield Case(target, f"router {name}", "router_kernel", tuple(arguments.items()), 4, 0, router.MAX_REGISTERS)
         yield Case(target, f"select {name}", "select_kernel", tuple({**choice, "T": 4}.items()), 4)
 
 

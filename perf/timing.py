@@ -13,13 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
+import stand_in
 import torch
 from torch import Tensor
 
@@ -27,6 +29,8 @@ from naiad.quant.floats import FLOAT_DTYPES
 from naiad.quant.formats import Format
 from naiad.triton_kernels.tuning import arch_of
 from naiad.triton_kernels.weights import PackedWeight
+
+stand_in.install()
 
 Call = Callable[[], object]
 K = TypeVar("K", bound=Hashable)
@@ -40,6 +44,8 @@ REPEATS = 5
 REPEAT_US = 10_000.0
 # Memory on the card that a worker process may need.
 WORKER_BYTES = 6 * 2**30
+# How long a call in a worker process may take.
+CALL_SECONDS = 300
 
 # ---- the card ---------------------------------------------------------------------------------------------------
 
@@ -67,6 +73,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": getattr(sys.modules["triton"], "__version__", "unknown"),
         "python": sys.version.split()[0],
+        **({"codebooks": "random: the gguf package is not installed"} if stand_in.needed() else {}),
     }
     if device.type != "cuda":
         return {"card": device.type, **facts}
@@ -259,25 +266,120 @@ def card_limits(device: torch.device) -> dict[str, Any]:
 # ---- worker processes -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """In place of a result that never came: why."""
+
+    reason: str
+
+
 class Map(Protocol):
     """Like the built-in map, as a list."""
 
-    def __call__(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]: ...
+    def __call__(self, function: Callable[[T], R], items: Iterable[T]) -> list[R | Lost]: ...
+
+
+class Worker:
+    """A process for one call at a time. Where a call ends it, takes too long or leaves the device unusable, the next
+    call gets a new one: what one kernel does wrong does not become the failure of others."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+
+    def __call__(self, function: Callable[[T], R], item: T) -> R | Lost:
+        if self._process is None:
+            self._start()
+        try:
+            self._pipe.send((function, item))
+            if not self._pipe.poll(CALL_SECONDS):
+                self.stop()
+                return Lost(f"no result within {CALL_SECONDS} s")
+            result, usable = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            self.stop()
+            return Lost(f"the process ended with exit code {code}")
+        if not usable:
+            self.stop()
+        found: R | Lost = result
+        return found
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._pipe, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there,), daemon=True)
+        self._process.start()
+        there.close()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+
+def _serve(pipe: Any) -> None:
+    usable = True
+    while usable:
+        try:
+            function, item = pipe.recv()
+        except EOFError:
+            return
+        result = _attempt(function, item)
+        usable = _usable()
+        pipe.send((result, usable))
+
+
+def _attempt(function: Callable[[T], R], item: T) -> R | Lost:
+    try:
+        return function(item)
+    except Exception as error:  # whatever a compiler or a driver raises
+        return Lost(first_line(error))
+
+
+def _usable() -> bool:
+    """Whether the device still answers: after an illegal access it never does again in the same process."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except Exception:
+        return False
+    return True
 
 
 @contextmanager
 def workers(jobs: int) -> Iterator[Map]:
-    """A map over so many processes: compiling is what takes long, and what they compile lands in Triton's cache."""
-    if jobs <= 1:
-        yield lambda function, items: [function(item) for item in items]
+    """A map over so many processes; 0: in this one. Compiling is what takes long, and what they compile lands in
+    Triton's cache."""
+    if jobs == 0:
+        yield lambda function, items: [_attempt(function, item) for item in items]
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield lambda function, items: list(pool.map(function, items))
+    idle: SimpleQueue[Worker] = SimpleQueue()
+    made = [Worker() for _ in range(jobs)]
+    for worker in made:
+        idle.put(worker)
+
+    def call(function: Callable[[T], R], item: T) -> R | Lost:
+        worker = idle.get()
+        try:
+            return worker(function, item)
+        finally:
+            idle.put(worker)
+
+    try:
+        with ThreadPoolExecutor(jobs) as pool:
+            yield lambda function, items: list(pool.map(partial(call, function), items))
+    finally:
+        for worker in made:
+            worker.stop()
 
 
 def default_jobs(device: torch.device) -> int:
-    """Half the cores, as far as the card's memory goes; 1 on a CPU."""
+    """Three quarters of the cores, as far as the card's memory goes; 0 on a CPU."""
     if device.type != "cuda":
-        return 1
+        return 0
     room = torch.cuda.get_device_properties(device).total_memory // WORKER_BYTES
-    return int(max(1, min(8, (os.cpu_count() or 1) // 2, room)))
+    return int(max(1, min(12, (os.cpu_count() or 1) * 3 // 4, room)))

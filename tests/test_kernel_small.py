@@ -364,7 +364,7 @@ def test_the_last_program_norms(
 ) -> None:
     """Twice, because the count of programs must be zero again; and as two launches would do it."""
     layer, by = small_layer(72, route=route, bias=randn(72), table=SEVERAL), some_norm(72, **options)
-    assert layer._can_norm(8)
+    assert layer._can_norm(rows, 8)
     x = randn(rows, 256, dtype=dtype)
     added = randn(rows, 72, dtype=dtype) if residual else None
     y, left = (layer(x, added), None) if by.post_weight is None else (layer(x), added)
@@ -383,7 +383,7 @@ def test_a_norm_in_a_launch_of_its_own(post: bool, monkeypatch: pytest.MonkeyPat
     layer, x, residual, by = small_layer(72), randn(2, 256), randn(2, 72), some_norm(72, post=post)
     expected = layer.with_norm(x, residual, by, "plain")
     monkeypatch.setattr(linear, "MAX_NORM_WIDTH", 64)
-    assert not layer._can_norm(8)
+    assert not layer._can_norm(2, 8)
     found = layer.with_norm(x, residual, by, "plain")
     assert all(error(numbers(a), numbers(b)) < 1e-6 for a, b in zip(found, expected, strict=True))
 

@@ -1,20 +1,24 @@
 """perf/kernels.py and perf/tune.py with tiny matrices under Triton's interpreter, where times mean nothing."""
 
 import json
+import math
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 
+import bench_linear
 import kernels
 import pytest
+import stand_in
 import timing
 import torch
 import tune
 
+from naiad.quant import codebooks
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import format_by_name
 from naiad.triton_kernels.decode import DECODERS
@@ -26,10 +30,13 @@ CPU = torch.device("cpu")
 Q8_0 = format_by_name("Q8_0")
 # The fastest way under the interpreter.
 TABLE_OF_CHECK = replace(tuning("portable"), matvec_rows=0, workspace_rows=0)
-CHECK = kernels.Check("workspace", "exact", torch.float32, 1e-5, TABLE_OF_CHECK, (3,))
+WAY = bench_linear.Way("workspace", "exact", torch.float32, 1e-5, TABLE_OF_CHECK, (3,))
 
 
-@pytest.mark.parametrize("name", kernels.ALL_FORMATS)
+# ---- the linear part ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", bench_linear.ALL_FORMATS)
 def test_random_weights_are_ordinary_numbers(name: str) -> None:
     fmt = format_by_name(name)
     weights = dequantize(timing.random_rows(fmt, 8, 512, CPU), fmt)
@@ -40,10 +47,10 @@ def test_random_weights_are_ordinary_numbers(name: str) -> None:
 
 @interpreted
 def test_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(kernels, "CHECK_ROWS", (1,))
-    monkeypatch.setattr(kernels, "checks", lambda *arguments: (CHECK,))
-    assert kernels.main(["--device", "cpu", "--check", "Q8_0"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["checked"] == ["Q8_0"]
+    monkeypatch.setattr(bench_linear, "WAYS", (WAY.name,))
+    monkeypatch.setattr(bench_linear, "ways", lambda *arguments: (WAY,))
+    assert kernels.main(["--device", "cpu", "--only", "linear", "--check", "Q8_0"]) == 0
+    assert "linear: correct results" in capsys.readouterr().out
 
 
 @interpreted
@@ -51,25 +58,39 @@ def test_wrong_products_are_found(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     stored = [timing.random_rows(Q8_0, 16, 256, CPU, seed) for seed in range(3)]
     packed = [PackedWeight.pack(data, Q8_0, (16, 256)) for data in stored]
     dense = [dequantize(data, Q8_0) for data in stored]
-    assert list(kernels.check_products(CHECK, packed, dense)) == []
-    found = list(kernels.check_products(CHECK, packed, [dense[0] * 1.001, *dense[1:]]))
-    assert [line.split(":")[0] for line in found] == [
-        f"workspace, 3 rows{which}" for which in ("", ", three matrices", ", gated")
-    ]
-    assert list(kernels.compare("x", torch.tensor([float("nan")]), torch.ones(1).double(), 1.0))
+    wrong = [dense[0] * 1.001, *dense[1:]]
+    found = list(bench_linear.check_products("3 rows", WAY, 3, packed, wrong))
+    assert [line.split(":")[0] for line in found] == ["3 rows", "3 rows, three matrices", "3 rows, gated"]
 
-    monkeypatch.setattr(kernels, "check_format", partial(lambda lines, name, **_: lines, found))
-    assert kernels.main(["--device", "cpu", "--check", "Q8_0"]) == 1
-    assert found[0] in capsys.readouterr().out
+    monkeypatch.setattr(bench_linear, "check", lambda item, device: iter(found))
+    assert kernels.main(["--device", "cpu", "--only", "linear", "--check", "Q8_0"]) == 1
+    assert f"Q8_0, int8: {found[0]}" in capsys.readouterr().out
 
 
 def test_all_ways_to_multiply_are_checked() -> None:
     table = tuning("portable")
-    found = kernels.checks(table, torch.float16, (1, 17))
-    assert {check.route for check in found} == {"int8", "exact"}
-    assert {check.rows for check in found if "integer tiles" in check.name} == {(17,)}
-    assert any(all(tile.int8 for tile in check.table.tiles) for check in found)
-    assert any(check.batch_invariant for check in found)
+    found = bench_linear.ways(table, torch.float16, (1, 17))
+    assert tuple(way.name for way in found) == bench_linear.WAYS
+    assert {way.route for way in found} == {"int8", "exact"}
+    assert {way.rows for way in found if "integer tiles" in way.name} == {(17,)}
+    assert any(all(tile.int8 for tile in way.table.tiles) for way in found)
+    assert any(way.batch_invariant for way in found)
+
+
+@interpreted
+def test_a_layer_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    case = bench_linear.Case("tiny", bench_linear.Layer("o", (16,), 256), ("Q8_0",), (1,))
+    (row,) = bench_linear.time(case, CPU, {"read_gb_s": 1.0})
+    assert row["us"].keys() >= {"int8", "exact", "invariant", "torch bf16"}
+    assert row["weight_bytes"] == 16 * 256 // 32 * 34
+    assert row["gb_s"].keys() == row["speed / torch bf16"].keys() == {"int8", "exact", "invariant"}
+    assert row["cost_of_invariance"] > 0
+    text = capsys.readouterr().out
+    assert "without torch int4: " in text
+    assert "int8 " in text and " GB/s " in text
+
+
+# ---- the order of work ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("program", [kernels, tune])
@@ -83,40 +104,127 @@ def test_without_a_device(program: Any, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        kernels.main(["--models", "llama-9"])
-    assert "llama-9; models: llama-3-8b" in capsys.readouterr().err
+    for option, found, known in (
+        ("--models", "llama-9", "models: llama-3-8b"),
+        ("--only", "linear,speed", "parts: layer"),
+        ("--formats", "Q9", "formats: "),
+    ):
+        with pytest.raises(SystemExit):
+            kernels.main([option, found])
+        assert f"{found.split(',')[-1]}; {known}" in capsys.readouterr().err
 
 
-def test_layers_have_the_models_sizes() -> None:
-    n_weights = {model: sum(layer.n_out * layer.n_in for layer in layers) for model, layers in kernels.MODELS.items()}
-    assert n_weights["llama-3-8b"] == 4096 * (4096 + 2 * 1024 + 4096 + 3 * 14336 + 128256)
+class StubPart:
+    """Items are what happens to them."""
+
+    def __init__(self, *items: str) -> None:
+        self.items, self.done = items, []  # type: tuple[str, ...], list[tuple[str, str]]
+
+    def checks(self, options: Any) -> tuple[str, ...]:
+        return self.items
+
+    programs = cases = checks
+
+    def check(self, item: str, device: torch.device) -> Iterator[str]:
+        self.done.append(("check", item))
+        if item == "wrong":
+            yield "a difference"
+        if item == "raises":
+            raise RuntimeError("no such kernel")
+
+    def prepare(self, item: str, device: torch.device) -> None:
+        self.done.append(("prepare", item))
+        raise RuntimeError("out of resources")
+
+    def time(self, item: str, device: torch.device, limits: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        assert limits == {"read_gb_s": 1.0}
+        self.done.append(("time", item))
+        yield {"case": item, "us": {}}
+        if item == "breaks":
+            raise RuntimeError("illegal memory access")
 
 
-@interpreted
-def test_a_layer_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    layer = kernels.Layer("tiny", (16,), 256)
-    (row,) = kernels.time_layer(layer, ["Q8_0"], [1], CPU, read_gb_s=1.0)
-    assert row["us"].keys() >= {"int8", "exact", "invariant", "torch bf16"}
-    assert row["weight_bytes"] == 16 * 256 // 32 * 34
-    assert row["gb_s"].keys() == row["speed / torch bf16"].keys() == {"int8", "exact", "invariant"}
-    assert row["cost_of_invariance"] > 0
-    text = capsys.readouterr().out
-    assert "without torch int4: " in text
-    assert "int8 " in text and " GB/s " in text
+def test_a_wrong_part_does_not_keep_the_others_from_being_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {"a": StubPart("right", "wrong", "raises"), "b": StubPart("breaks", "right"), "c": StubPart("unasked")}
+    monkeypatch.setattr(kernels, "PARTS", parts)
+    monkeypatch.setattr(kernels, "workers", lambda jobs: timing.workers(0))
+    monkeypatch.setattr(kernels, "find_device", torch.device)
+    monkeypatch.setattr(kernels, "describe", lambda device: {"arch": "sm_90"})
+    monkeypatch.setattr(kernels, "use", torch.device)
+    monkeypatch.setattr(kernels, "card_limits", lambda device: {"read_gb_s": 1.0})
+    monkeypatch.setattr(kernels, "clocks", lambda device: {"clocks.sm": "1980"})
+    save, written = kernels.Run.save, []
+
+    def counted(run: kernels.Run) -> None:
+        written.append(len(run.result["records"]))
+        save(run)
+
+    monkeypatch.setattr(kernels.Run, "save", counted)
+    assert kernels.main(["--only", "b,a", "--out", str(tmp_path / "new" / "out.json"), "--jobs", "2"]) == 1
+    result = json.loads((tmp_path / "new" / "out.json").read_text())
+    assert result["wrong"] == {"a": ["wrong: a difference", "raises: RuntimeError: no such kernel"], "b": []}
+    assert result["records"] == {
+        "b": [
+            {"case": "breaks", "us": {}},
+            {"case": "breaks", "problem": "RuntimeError: illegal memory access"},
+            {"case": "right", "us": {}},
+        ]
+    }
+    assert result["limits"] == {"read_gb_s": 1.0} and result["clocks_after"] == {"clocks.sm": "1980"}
+    assert len(written) == 4  # after the checks, after each case, and at the end
+    assert {what for what, _ in parts["a"].done} == {"check"} and parts["c"].done == []
+    assert "a: 2 wrong results" in capsys.readouterr().out
 
 
-def test_rates() -> None:
-    layer = kernels.Layer("o", (1000,), 1000)
-    us = {"int8": 10.0, "exact": 20.0, "invariant": 15.0, "torch bf16": 40.0}
-    times = {key: timing.Times(value, value, value, True) for key, value in us.items()}
-    few = kernels.rates(layer, 8, 500_000, times, 100.0)
-    assert few["gb_s"] == {"int8": 50.0, "exact": 25.0, "invariant": 33.3}
-    assert few["share_of_read"] == {"int8": 0.5, "exact": 0.25, "invariant": 0.333}
-    many = kernels.rates(layer, 500, 500_000, times, 100.0)
-    assert many["tflops"]["int8"] == 100.0
-    assert many["speed / torch bf16"] == {"int8": 4.0, "exact": 2.0, "invariant": 2.667}
-    assert many["cost_of_invariance"] == 1.5
+def test_where_results_go() -> None:
+    def path(*arguments: str) -> str:
+        return kernels.Run(kernels.parse([*arguments, "-j", "0"]), CPU, {"arch": "sm_90"}).path().name
+
+    assert path() == "kernels-sm_90.json"
+    assert path("--quick", "--only", "small,layer") == "kernels-sm_90-layer-small-quick.json"
+    assert path("--out", "here.json") == "here.json"
+
+
+# ---- timing and other processes -------------------------------------------------------------------------------------
+
+
+def test_what_ends_a_process_ends_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = timing.Worker()
+    assert worker(math.sqrt, 4.0) == 2.0
+    assert worker(math.sqrt, -1.0) == timing.Lost("ValueError: math domain error")
+    assert worker(os._exit, 3) == timing.Lost("the process ended with exit code 3")
+    assert worker(math.sqrt, 9.0) == 3.0
+    monkeypatch.setattr(timing, "CALL_SECONDS", 0.1)
+    assert worker(sleep, 60.0) == timing.Lost("no result within 0.1 s")
+    worker.stop()
+
+
+def test_a_process_that_lost_its_device_takes_no_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipe:
+        def __init__(self) -> None:
+            self.calls, self.results = [(math.sqrt, 4.0), (math.sqrt, 9.0)], []  # type: list[Any], list[Any]
+
+        def recv(self) -> Any:
+            return self.calls.pop(0)
+
+        def send(self, result: Any) -> None:
+            self.results.append(result)
+
+    def fails() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    pipe = Pipe()
+    timing._serve(pipe)
+    assert pipe.results == [(2.0, False)] and len(pipe.calls) == 1
+
+
+def test_a_map_over_no_processes() -> None:
+    with timing.workers(0) as run:
+        assert run(math.sqrt, [4.0, -1.0]) == [2.0, timing.Lost("ValueError: math domain error")]
 
 
 def test_failing_candidates_are_named() -> None:
@@ -127,6 +235,21 @@ def test_failing_candidates_are_named() -> None:
     assert times.keys() == {"works"}
     assert times["works"].low <= times["works"].median <= times["works"].high
     assert failed == {"fails": "RuntimeError: out of resources"}
+
+
+def test_codebooks_without_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in stand_in.GRIDS:
+        real, other = codebooks._grid_values(name), stand_in.random_grid(name)
+        assert (other.shape, other.dtype) == (real.shape, real.dtype)
+        assert {*other.unique().tolist()} == {*real.unique().tolist()}
+        assert torch.equal(other, stand_in.random_grid(name))
+    monkeypatch.setattr(codebooks, "_grid_values", codebooks._grid_values)
+    stand_in.install()
+    assert codebooks._grid_values is not stand_in.random_grid
+    monkeypatch.setattr(stand_in, "find_spec", lambda name: None)
+    stand_in.install()
+    assert codebooks._grid_values is stand_in.random_grid
+    assert "codebooks" in timing.describe(CPU)
 
 
 # ---- tune.py --------------------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ WORKSPACE_BYTES = 256 * 2**20
 MAX_SPLITS = 8
 # A row that the last program of a matrix-vector product norms lies in its registers: so many values per lane at most.
 MAX_NORM_WIDTH = 8192
-MAX_NORM_PER_LANE = 32
+MAX_NORM_ROWS = 64
+MAX_NORM_PER_LANE = 64
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -94,9 +95,7 @@ class Linear:
         grouped = replace(self.table, vector=replace(vector, rows=self._group_rows))
         self._group_lanes = _lanes(grouped, self.warp_size, self.n_units)
         # How many programs have stored their part of a row: zero between launches.
-        self._arrived = torch.zeros(max(self.table.matvec_rows, self.table.exact_rows), dtype=torch.int32).to(
-            self.device
-        )
+        self._arrived = torch.zeros(MAX_NORM_ROWS, dtype=torch.int32, device=self.device)
 
     def form(self, m: int) -> Form:
         """What m rows of x are read as. Numbers ("plain") are taken in any case."""
@@ -161,7 +160,7 @@ class Linear:
         launch for a matrix that is no wider than a program can hold, where x is read in units."""
         m = len(x)
         mine = self.form(m)
-        if mine == "plain" or following.weight is None or not self._can_norm(row_groups(self.n_out, form)):
+        if mine == "plain" or following.weight is None or not self._can_norm(m, row_groups(self.n_out, form)):
             if following.post_weight is None:
                 return norm(self(x, residual), following, form=form)
             return norm(self(x), following, residual, form)
@@ -181,8 +180,9 @@ class Linear:
         )
         return y if stream is None else stream, in_form(out, self.n_out, form, x.dtype)
 
-    def _can_norm(self, groups: int) -> bool:
-        return len(self.weights) == 1 and 32 * groups <= min(MAX_NORM_WIDTH, MAX_NORM_PER_LANE * self._lanes)
+    def _can_norm(self, m: int, groups: int) -> bool:
+        width = min(MAX_NORM_WIDTH, MAX_NORM_PER_LANE * self._lanes)
+        return len(self.weights) == 1 and m <= MAX_NORM_ROWS and 32 * groups <= width
 
     def _check_call(self, x: Tensor | Units, residual: Tensor | None) -> None:
         # One comparison of tuples: what cannot change between calls was checked when the layer was made.

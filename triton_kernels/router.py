@@ -23,6 +23,7 @@ Gating = Literal["softmax", "sigmoid", "softmax_topk"]
 MAX_EXPERTS = 1024
 # Up to so many tokens are routed in one launch. Not measured.
 FEW_TOKENS = 8
+MAX_REGISTERS = 128
 # Among at most so many programs the logits of a token are shared out, and at most so many experts are one program's.
 # Not measured.
 PARTS = 128
@@ -315,6 +316,8 @@ class Router:
             "U2": triton.next_power_of_2(routing.n_used),
             "enable_fp_fusion": True,
         }
+        # Without a number of its own, NVIDIA's compiler may spill to reach the next step of occupancy.
+        self._limit = {"maxnreg": MAX_REGISTERS} if self._isa == "ptx" else {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, n_embd], rows with unit stride -> ids int32 [n, n_used], best first; shares float32 [n, n_used]."""
