@@ -14,7 +14,7 @@ from kernel_cases import DEVICE, ON_GPU
 
 from naiad.quant.cache_types import CACHE_TYPES, cache_type
 from naiad.triton_kernels import codebooks
-from naiad.triton_kernels.kv_cache import load_rows, store_rows
+from naiad.triton_kernels.kv_cache import load_rows, plane_pointers, store_rows
 from naiad.triton_kernels.tuning import arch_of, isa
 
 pytestmark = [*ON_GPU, pytest.mark.usefixtures("poisoned")]
@@ -73,10 +73,10 @@ def numbers(head_dim: int) -> torch.Tensor:
     return x
 
 
-def planes_of(name: str, head_dim: int, n: int) -> list[torch.Tensor | None]:
+def planes_of(name: str, head_dim: int, n: int) -> tuple[torch.Tensor | None, ...]:
     """Empty planes: data, high, scales."""
     planes = [torch.empty(n, w, dtype=d, device=DEVICE) for w, d in cache_type(name).planes(head_dim)]
-    return [planes[0], planes[1] if len(planes) == 3 else None, planes[-1] if len(planes) > 1 else None]
+    return plane_pointers(planes)
 
 
 @pytest.mark.parametrize(("name", "head_dim"), CASES)
@@ -96,7 +96,7 @@ def test_read_rows_equal_the_twins(name: str, head_dim: int) -> None:
     parts = kind.encode(numbers(head_dim))
     expected = kind.decode(parts, torch.float32)[places]
     on_device = [part.to(DEVICE) for part in parts]
-    planes = [on_device[0], on_device[1] if len(parts) == 3 else None, on_device[-1] if len(parts) > 1 else None]
+    planes = plane_pointers(on_device)
     first = 64 if head_dim > 64 else 0
     width = 32 if head_dim > 64 else max(16, triton.next_power_of_2(head_dim))
     out = torch.empty(N_ROWS, width, device=DEVICE)

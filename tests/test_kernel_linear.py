@@ -28,7 +28,7 @@ from naiad.quant import formats
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import Format
 from naiad.triton_kernels.activations import INT8_SCALES, INT8_SUMS, quantize, quantize_reference
-from naiad.triton_kernels.linear import Linear, _lanes
+from naiad.triton_kernels.linear import Linear, vector_lanes
 from naiad.triton_kernels.tuning import Tile, Vector, arch_of, tuning
 from naiad.triton_kernels.weights import PackedWeight
 
@@ -177,7 +177,7 @@ def test_quantized_activations_equal_the_twin(dtype: torch.dtype) -> None:
 )
 def test_few_lanes_wait_for_others(n_units: int, lanes: int) -> None:
     """16 rows beside each other, at most 8 warps of 32; the units of real models among the lanes that share a row."""
-    assert _lanes(replace(TABLE, vector=Vector(16, 8, 4)), 32, n_units) == lanes
+    assert vector_lanes(replace(TABLE, vector=Vector(16, 8, 4)), 32, n_units) == lanes
 
 
 # ---- several matrices, epilogues ----
@@ -219,7 +219,7 @@ def _gelu(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_split_k_adds_in_order(activation: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("naiad.triton_kernels.linear._multiprocessors", lambda device: 100)
+    monkeypatch.setattr("naiad.triton_kernels.linear.multiprocessors", lambda device: 100)
     table = replace(KERNELS["matmul"], tiles=(replace(TILE, split=True),))
     (a, a_twin), (b, b_twin) = random_weight(formats.Q4_K, 40, 1024), random_weight(formats.Q4_K, 40, 1024)
     x = rows_of(2, 1024)

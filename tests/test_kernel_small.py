@@ -331,7 +331,7 @@ def test_gated_matvec_with_a_bias(activation: Activation) -> None:
 
 @pytest.mark.parametrize("table", [MATMUL, WORKSPACE, replace(MATMUL, tiles=(replace(TILE, split=True),))])
 def test_gated_matmul_with_a_bias(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("naiad.triton_kernels.linear._multiprocessors", lambda device: 8)
+    monkeypatch.setattr("naiad.triton_kernels.linear.multiprocessors", lambda device: 8)
     (gate, gate_twin), (up, up_twin) = random_weight(formats.F16, 20, 512), random_weight(formats.F16, 20, 512)
     bias, x = randn(40), randn(3, 512)
     opened, raised = (x.cpu().double() @ torch.cat((gate_twin, up_twin)).double().T + bias.cpu()).chunk(2, dim=1)

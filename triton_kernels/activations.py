@@ -23,6 +23,7 @@ from torch import Tensor
 from .packing import UNIT, units
 
 # What activations are given as: numbers [m, k], or units of the integer or of the exact route.
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Form = Literal["plain", "int8", "spread"]
 
 # Where things are in a unit, in vectors of four words.

@@ -18,6 +18,7 @@ from . import codebooks
 from .activations import Form, Units, empty_form, in_form
 from .attention_decode import attention_decode_kernel
 from .attention_prefill import attention_prefill_kernel
+from .kv_cache import plane_pointers
 from .packing import UNIT
 from .scores import LOG2_E
 from .tuning import AttentionTile, AttentionTuning, Tuning, arch_of, isa, multiprocessors, tuning
@@ -175,7 +176,7 @@ class Attention:
         shape, n = self.shape, len(q)
         out = empty_form(n, shape.n_heads * shape.v_dim, form, q.dtype, self.device)
         if n:
-            arguments = (*_planes(k), *_planes(v), codebooks.table(self.device), self.sinks)
+            arguments = (*plane_pointers(k), *plane_pointers(v), codebooks.table(self.device), self.sinks)
             options = {
                 **self._options,
                 "PAGE_SIZE": tables.page_size,
@@ -262,11 +263,6 @@ def pieces(size: int) -> tuple[int, int]:
     first = max(16, 1 << int(math.log2(size)))
     rest = size - first
     return first, max(16, triton.next_power_of_2(rest)) if rest > 0 else 0
-
-
-def _planes(planes: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """data, high, scales."""
-    return planes[0], planes[1] if len(planes) == 3 else None, planes[-1] if len(planes) > 1 else None
 
 
 def attention_tile(

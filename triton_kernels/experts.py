@@ -14,7 +14,7 @@ from torch import Tensor
 from ..quant import formats
 from ..quant.floats import FLOAT_DTYPES
 from . import codebooks
-from .activations import INT8_VECTORS, empty_units, quantize, spread
+from .activations import FLOATS, INT8_VECTORS, empty_units, quantize, spread
 from .decode import DECODERS
 from .grouped import (
     combine_kernel,
@@ -24,9 +24,9 @@ from .grouped import (
     grouped_glu_kernel,
     sort_kernel,
 )
-from .linear import FLOATS, Activation, Route, _lanes, _multiprocessors
+from .linear import Activation, Route, vector_lanes
 from .packing import UNIT, units
-from .tuning import Tile, Tuning, arch_of, isa, tuning, warp_size
+from .tuning import Tile, Tuning, arch_of, isa, multiprocessors, tuning, warp_size
 from .weights import PackedWeight
 
 # Up to so many assignments per expert are multiplied one by one; where the tuning table sends fewer rows of a matrix to
@@ -89,9 +89,9 @@ class Experts:
         vector = self.table.vector
         self._glu_rows, self._down_rows = max(GROUP, vector.rows), vector.rows
         wide = replace(self.table, vector=replace(vector, rows=self._glu_rows))
-        self._glu_lanes = _lanes(wide, self.warp_size, self.n_units)
-        self._down_lanes = _lanes(self.table, self.warp_size, self.hidden_units)
-        self._split_programs = WARPS * _multiprocessors(self.device) * self.warp_size // self._down_lanes
+        self._glu_lanes = vector_lanes(wide, self.warp_size, self.n_units)
+        self._down_lanes = vector_lanes(self.table, self.warp_size, self.hidden_units)
+        self._split_programs = WARPS * multiprocessors(self.device) * self.warp_size // self._down_lanes
         self._counters = torch.zeros(self._split_programs, dtype=torch.int32, device=self.device)
 
     def __call__(

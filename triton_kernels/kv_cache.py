@@ -4,8 +4,11 @@ A row is one head's keys or values of one token: row (page * page size + place i
 plane. TYPE, a compile-time constant, is the cache type's name; planes that it does not have are None.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..quant import codebooks as values
 from . import codebooks
@@ -240,3 +243,11 @@ def _e4m3(x):
     byte = tl.where(size < 0.015625, small, normal)
     byte = tl.where(x == x, byte, 0x7F)
     return (byte | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+# ---- calls ----
+
+
+def plane_pointers(planes: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """data, high and scales, as kernels take them, of the planes that a type has (CacheType.planes)."""
+    return planes[0], planes[1] if len(planes) == 3 else None, planes[-1] if len(planes) > 1 else None

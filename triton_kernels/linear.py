@@ -10,7 +10,6 @@ which; `gated` and `with_norm` do that for the next layer.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from ..quant import formats
 from ..quant.floats import FLOAT_DTYPES
 from . import codebooks
-from .activations import Form, Units, converted, empty_form, in_form, quantize
+from .activations import FLOATS, Form, Units, converted, empty_form, in_form, quantize
 from .decode import DECODERS
 from .gates import Activation as Activation
 from .gates import glu_reference
@@ -28,7 +27,7 @@ from .matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from .matvec import matvec_glu_kernel, matvec_glu_units_kernel, matvec_kernel, matvec_norm_kernel
 from .norms import NextNorm, norm, row_groups
 from .packing import UNIT, units
-from .tuning import Tile, Tuning, arch_of, isa, tuning, warp_size
+from .tuning import Tile, Tuning, arch_of, isa, multiprocessors, tuning, warp_size
 from .weights import PackedWeight
 
 Route = Literal["int8", "exact"]
@@ -40,7 +39,6 @@ MAX_SPLITS = 8
 MAX_NORM_WIDTH = 8192
 MAX_NORM_ROWS = 64
 MAX_NORM_PER_LANE = 64
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Linear:
@@ -88,12 +86,12 @@ class Linear:
         self._decoders = [DECODERS[weight.format.id] for weight in weights] + empty
         self._sizes = self.widths + [0] * len(empty)
         self._lut = codebooks.table(self.device)
-        self._lanes = _lanes(self.table, self.warp_size, self.n_units)
+        self._lanes = vector_lanes(self.table, self.warp_size, self.n_units)
         # Groups of 32 outputs that become units are one program's.
         vector = self.table.vector
         self._group_rows = max(32, vector.rows)
         grouped = replace(self.table, vector=replace(vector, rows=self._group_rows))
-        self._group_lanes = _lanes(grouped, self.warp_size, self.n_units)
+        self._group_lanes = vector_lanes(grouped, self.warp_size, self.n_units)
         # How many programs have stored their part of a row: zero between launches.
         self._arrived = torch.zeros(MAX_NORM_ROWS, dtype=torch.int32, device=self.device)
 
@@ -274,7 +272,7 @@ class Linear:
             return 1
         programs = sum(triton.cdiv(n, tile.bn) for n in self.widths) * triton.cdiv(m, tile.bm)
         splits = 1
-        while splits * 2 <= min(MAX_SPLITS, self.n_units) and splits * programs < 2 * _multiprocessors(self.device):
+        while splits * 2 <= min(MAX_SPLITS, self.n_units) and splits * programs < 2 * multiprocessors(self.device):
             splits *= 2
         return splits
 
@@ -329,15 +327,9 @@ def _check(weights: Sequence[PackedWeight], bias: Tensor | None, activation: Act
         raise ValueError(expected if activation is None else f"{combined}: {expected}")
 
 
-def _lanes(table: Tuning, warp_size: int, n_units: int) -> int:
+def vector_lanes(table: Tuning, warp_size: int, n_units: int) -> int:
     """Lanes of a matvec program: as many as the table allows while at most a fifth of them wait in the last step."""
     across = max(1, warp_size * table.vector.warps // table.vector.rows)
     while across > 1 and 4 * across * -(-n_units // across) > 5 * n_units:
         across //= 2
     return max(warp_size, across * table.vector.rows)
-
-
-@lru_cache
-def _multiprocessors(device: torch.device) -> int:
-    # The interpreter runs one program at a time.
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

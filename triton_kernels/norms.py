@@ -13,14 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import Form, Units, empty_form, in_form, store_form
+from .activations import FLOATS, Form, Units, empty_form, in_form, store_form
 from .packing import units
 
 # The widest row that a program holds in registers.
 MAX_BLOCK = 16384
 # Groups of 32 values at a time of a longer one.
 LONG_GROUPS: tl.constexpr = tl.constexpr(128)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 # ---- kernels ----

@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..quant.cache_types import cache_type
-from .kv_cache import store_rows
+from .activations import FLOATS
+from .kv_cache import plane_pointers, store_rows
 
 Pairing = Literal["norm", "neox"]
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 512
 # Values that a program takes at a time.
 PROGRAM_VALUES = 1024
@@ -237,7 +237,7 @@ class RopeAndWrite:
         if n:
             rope_kernel[n, self._blocks](
                 *(q_out, q, k, v, self.q_norm, self.k_norm, self.eps, cos, sin, slots),
-                *(*_three(k_planes), *_three(v_planes), q.stride(0), k.stride(0), v.stride(0)),
+                *(*plane_pointers(k_planes), *plane_pointers(v_planes), q.stride(0), k.stride(0), v.stride(0)),
                 *(self.n_heads, self.n_kv_heads, n_slots),
                 DIM=self.rope_dim if angles else 0,
                 **self._options,
@@ -280,8 +280,3 @@ def _check_heads(head_dim: int, v_dim: int, rope_dim: int, pairing: Pairing) -> 
         raise ValueError(f'expected an even part of a head to rotate, paired as "norm" or "neox", found {found}')
     if not 1 <= min(head_dim, v_dim) <= max(head_dim, v_dim) <= MAX_HEAD_DIM:
         raise ValueError(f"expected heads of 1 … {MAX_HEAD_DIM} values, found {head_dim} and {v_dim}")
-
-
-def _three(planes: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """data, high and scales of a cache type's planes."""
-    return planes[0], planes[1] if len(planes) == 3 else None, planes[-1] if len(planes) > 1 else None

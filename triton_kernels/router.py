@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activations import empty_units, store_groups
+from .activations import FLOATS, empty_units, store_groups
 from .arrival import last_to_arrive
 from .packing import units as n_units
 from .tuning import arch_of, isa
@@ -34,7 +34,6 @@ SELECT_TOKENS = 8
 SMALLEST_SUM: tl.constexpr = tl.constexpr(6.103515625e-5)
 # Ranks below every number, but above what cannot be chosen.
 LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
