@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .arrival import last_to_arrive
-from .scores import LOG2_E, attend_tile, end_key, first_key, load_queries, store_output
+from .scores import CHANGING, LOG2_E, attend_tile, end_key, first_key, load_queries, store_output
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _division(
     return begin, keys, tl.maximum(tl.cdiv(n_keys, keys), 1), blocks
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def attention_decode_kernel(
     out,
     q,

@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-from .scores import LOG2_E, attend_tile, end_key, first_key, load_queries, store_output
+from .scores import CHANGING, LOG2_E, attend_tile, end_key, first_key, load_queries, store_output
 
 
-@triton.jit
+@triton.jit(do_not_specialize=CHANGING)
 def attention_prefill_kernel(
     out,
     q,

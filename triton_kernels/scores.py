@@ -15,6 +15,8 @@ import triton.language as tl
 from .activations import store_groups
 from .kv_cache import load_rows
 
+# Numbers that change while a text grows: a kernel for each kind of them would be compiled in its midst.
+CHANGING = ("pages_stride", "n_sequences")
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
