@@ -22,8 +22,9 @@ from torch import Tensor
 
 from .packing import UNIT, units
 
-# What activations are given as: numbers [m, k], or units of the integer or of the exact route.
+# Types of numbers that kernels take.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+# What activations are given as: numbers [m, k], or units of the integer or of the exact route.
 Form = Literal["plain", "int8", "spread"]
 
 # Where things are in a unit, in vectors of four words.

@@ -70,7 +70,9 @@ class TritonOps:
             "table": self.table,
         }
         self._plans: dict[tuple[object, ...], Any] = {}
-        self._linears: dict[tuple[int, ...], LinearKernel] = {}
+        # With what they are made of, so that nothing else can come to have its id.
+        self._linears: dict[tuple[int, ...], tuple[LinearKernel, object]] = {}
+        self._norms: dict[tuple[int, int], tuple[NextNorm, object]] = {}
         self._tables: tuple[Batch, int, PageTables] | None = None
 
     # ---- weights ----
@@ -96,10 +98,22 @@ class TritonOps:
             packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
             if len(packed) < len(weights):
                 return Declined("the weights are kept by torch")
-            self._linears[key] = LinearKernel(
-                packed, bias=_joined(biases, packed), activation=gate, **self.kernel_options
+            made = LinearKernel(packed, bias=_joined(biases, packed), activation=gate, **self.kernel_options)
+            self._linears[key] = made, (weights, biases)
+        return self._linears[key][0]
+
+    def next_norm(self, by: Norm | None, post: Norm | None = None) -> NextNorm:
+        """A norm, or None for none, after a product that has its own norm `post` where there is one; made once."""
+        key = id(by), id(post)
+        if key not in self._norms:
+            made = NextNorm(
+                weight=by.weight if by is not None else None,
+                eps=by.eps if by is not None else 0.0,
+                post_weight=post.weight if post is not None else None,
+                post_eps=post.eps if post is not None else 0.0,
             )
-        return self._linears[key]
+            self._norms[key] = made, (by, post)
+        return self._norms[key][0]
 
     # ---- single operations ----
 
@@ -121,7 +135,7 @@ class TritonOps:
         return kernel(replace(normed, dtype=torch.float32) if isinstance(normed, Units) else normed).float()
 
     def normed(self, x: torch.Tensor, by: Norm, form: Form) -> torch.Tensor | Units:
-        _, found = norm(x, NextNorm(by.weight, by.eps), form=form)
+        _, found = norm(x, self.next_norm(by), form=form)
         assert found is not None
         return found
 
@@ -184,6 +198,13 @@ class TritonOps:
             self._plans[key] = (made, block)
         return self._plans[key][0]
 
+    def begin(self, stream: Stream, by: Norm, form: Form) -> torch.Tensor | Units:
+        """The norm that a half begins with, unless the half before has left it."""
+        if stream.normed is None:
+            return self.normed(stream.x, by, form)
+        found: torch.Tensor | Units = stream.normed
+        return found
+
     def following(self, x: torch.Tensor, block: Attention | Mlp | Moe) -> tuple[Norm, Form]:
         """The norm that a half begins with, and the form in which its first product reads it."""
         by = block.attn_norm if isinstance(block, Attention) else block.ffn_norm
@@ -230,14 +251,6 @@ class Plan:
 
     def __init__(self, ops: TritonOps, by: Norm, last: LinearKernel, post: Norm | None) -> None:
         self.ops, self.by, self.last, self.post = ops, by, last, post
-        self.norms: dict[int, NextNorm] = {}
-
-    def begin(self, stream: Stream, form: Form) -> torch.Tensor | Units:
-        """The norm that the half begins with."""
-        if stream.normed is None:
-            return self.ops.normed(stream.x, self.by, form)
-        found: torch.Tensor | Units = stream.normed
-        return found
 
     def finish(self, x: torch.Tensor | Units, stream: Stream, following: Attention | Mlp | Moe | None) -> Stream:
         """The last product, added to the stream, and the norm of what follows."""
@@ -247,15 +260,7 @@ class Plan:
         form: Form = "plain"
         if following is not None:
             by, form = self.ops.following(stream.x, following)
-        key = id(following)
-        if key not in self.norms:
-            self.norms[key] = NextNorm(
-                weight=by.weight if by is not None else None,
-                eps=by.eps if by is not None else 0.0,
-                post_weight=self.post.weight if self.post is not None else None,
-                post_eps=self.post.eps if self.post is not None else 0.0,
-            )
-        return Stream(*self.last.with_norm(x, stream.x, self.norms[key], form))
+        return Stream(*self.last.with_norm(x, stream.x, self.ops.next_norm(by, self.post), form))
 
 
 class AttentionPlan(Plan):
@@ -285,7 +290,7 @@ class AttentionPlan(Plan):
 
     def __call__(self, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch) -> Stream:
         m = len(stream.x)
-        qkv = self.qkv(self.begin(stream, self.qkv.form(m)))
+        qkv = self.qkv(self.ops.begin(stream, self.by, self.qkv.form(m)))
         q, k, v = self.rope.split(qkv)
         planes = cache.k.planes, cache.v.planes
         q = self.rope(q, k, v, angles, batch.slots, *planes)
@@ -311,7 +316,7 @@ class MlpPlan(Plan):
 
     def __call__(self, stream: Stream, following: Attention | None) -> Stream:
         m = len(stream.x)
-        h, form = self.begin(stream, self.up.form(m)), self.last.form(m)
+        h, form = self.ops.begin(stream, self.by, self.up.form(m)), self.last.form(m)
         hidden = self.up.gated(h, form) if self.separate else glu(self.up(h), None, self.gate, form)
         return self.finish(hidden, stream, following)
 
@@ -336,7 +341,7 @@ class MoePlan:
         self.experts = Experts(*packed, activation=GATES[block.activation], **ops.kernel_options)
 
     def __call__(self, stream: Stream, following: Attention | None) -> Stream:
-        h = stream.normed if stream.normed is not None else self.ops.normed(stream.x, self.by, "plain")
+        h = self.ops.begin(stream, self.by, "plain")
         assert isinstance(h, torch.Tensor)
         ids, shares, units = self.router.with_units(h, wanted=self.experts.int8)
         x = self.experts(h, ids, shares, stream.x, units)
