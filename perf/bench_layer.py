@@ -21,9 +21,10 @@ from naiad.quant.cache_types import cache_type, plain_type
 from naiad.quant.formats import format_by_name
 from naiad.runtime.backends.torch import TorchOps
 from naiad.runtime.backends.triton import TritonOps
-from naiad.runtime.batch import Batch, SequenceSlice
-from naiad.runtime.cache import PAGE_SIZE, CachePages, LayerCache
+from naiad.runtime.batch import Batch, NewTokens
+from naiad.runtime.cache import CachePages, LayerCache
 from naiad.runtime.config import Activation, RopePairing
+from naiad.runtime.engine.pages import PAGE_SIZE
 from naiad.runtime.layers import Attention, Linear, Mlp, Norm
 from naiad.runtime.ops import Angles, AttentionParams, Declined, Dispatch, Stream
 from naiad.triton_kernels import attention, linear, norms, rope
@@ -87,14 +88,7 @@ def make_step(case: Case, n_layers: int, device: torch.device) -> Step:
     torch.manual_seed(0)
     dense, n, length = case.dense, case.rows, case.n_cached + case.rows
     pages = list(range(-(-length // PAGE_SIZE)))
-    positions = torch.arange(case.n_cached, length)
-    batch = Batch(
-        tokens=torch.zeros(n, dtype=torch.int64),
-        positions=positions,
-        slots=positions,
-        sequences=(SequenceSlice(0, n, length, pages),),
-        output_rows=torch.tensor([n - 1]),
-    ).to(device)
+    batch = Batch.build([NewTokens([0] * n, case.n_cached, [pages])], PAGE_SIZE, device)
     theta = torch.rand(n, dense.head_dim // 2, device=device) * 100
     return Step(
         [make_layer(dense, device, seed) for seed in range(n_layers)],
@@ -137,7 +131,7 @@ def make_cache(dense: Dense, n_pages: int, device: torch.device) -> LayerCache:
     sides = [CachePages.zeros(kind, n_pages, dense.n_kv_heads, dense.head_dim, device) for _ in range(2)]
     for side in sides:
         side.planes[0].normal_()
-    return LayerCache(*sides)
+    return LayerCache(sides[0], sides[1])
 
 
 def weights(layer: tuple[Attention, Mlp]) -> list[PackedWeight]:
@@ -241,8 +235,8 @@ def launches(case: Case, step: Step, device: torch.device) -> dict[str, list[Cal
     turn = rope.RopeAndWrite(*heads, rope_dim=dense.head_dim, pairing="norm", k_type=kind.name, v_type=kind.name)
     attend = attention.Attention(attention.AttentionShape(*heads, dense.params.scale), kind, kind, device)
     (sequence,) = step.batch.sequences
-    n_pages = len(sequence.pages)
-    tables = attention.PageTables.build([(0, m, sequence.length, sequence.pages)], PAGE_SIZE, n_pages, device)
+    (pages,) = sequence.pages
+    tables = attention.PageTables.build([(0, m, sequence.length, pages)], PAGE_SIZE, len(pages), device)
     by = norms.NextNorm(torch.full((dense.n_embd,), ATTENTION_NORM, device=device), EPS)
     names = ("q+k+v", "rope+write", "attention", "o+norm", "gate+up", "down+norm")
     found: dict[str, list[Call]] = {name: [] for name in names}
@@ -254,7 +248,7 @@ def launches(case: Case, step: Step, device: torch.device) -> dict[str, list[Cal
         _, h = norms.norm(step.x, by, form=first.form(m))
         assert h is not None
         qkv = turn.split(first(h))
-        turned = turn(*qkv, step.angles, step.batch.slots, *planes)
+        turned = turn(*qkv, step.angles, step.batch.slots[0], *planes)
         form = second.form(m)
         attended = attend(turned, *planes, tables, form)
         stream, h2 = second.with_norm(attended, step.x, by, third.form(m))
@@ -262,7 +256,7 @@ def launches(case: Case, step: Step, device: torch.device) -> dict[str, list[Cal
         hidden = third.gated(h2, fourth.form(m))
         calls: tuple[Call, ...] = (
             partial(first, h),
-            partial(turn, *qkv, step.angles, step.batch.slots, *planes),
+            partial(turn, *qkv, step.angles, step.batch.slots[0], *planes),
             partial(attend, turned, *planes, tables, form),
             partial(second.with_norm, attended, step.x, by, third.form(m)),
             partial(third.gated, h2, fourth.form(m)),

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from naiad.quant.cache_types import cache_type, plain_type
 from naiad.runtime.backends.torch import TorchOps
-from naiad.runtime.cache import PAGE_SIZE, CachePages
+from naiad.runtime.cache import CachePages
 from naiad.runtime.config import RopePairing
+from naiad.runtime.engine.pages import PAGE_SIZE
 from naiad.triton_kernels.activations import INT8_VECTORS, Form, Units
 from naiad.triton_kernels.gates import glu, glu_reference
 from naiad.triton_kernels.norms import NextNorm, norm

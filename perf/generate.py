@@ -21,6 +21,7 @@ import torch
 
 from naiad import LLM
 from naiad.runtime.demo import demo_model
+from naiad.runtime.session import Session
 
 Step = Callable[[list[int]], None]
 
@@ -31,15 +32,16 @@ class Naiad:
     def __init__(self, path: str, arguments: argparse.Namespace) -> None:
         self.llm = LLM(path, device="cpu", n_threads=arguments.threads, dequantize=arguments.dequantize)
         self.n_vocab = self.llm.decoder.n_vocab
+        self.session = Session(self.llm.decoder, arguments.prompt + arguments.generate + 8)
 
     def reset(self) -> None:
-        self.llm.session.tokens = []
+        self.session.reset()
 
     def prompt(self, tokens: list[int]) -> None:
-        self.llm.session.prefill(tokens)
+        self.session.logits(tokens)
 
     def token(self, token: int) -> None:
-        self.llm.session.advance(token)
+        self.session.logits([token])
 
 
 class LlamaCpp:

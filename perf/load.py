@@ -35,7 +35,7 @@ status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").r
 print(json.dumps({
     "peak": int(status["VmHWM"].split()[0]) * 1024,
     "weights": llm.plan.file_bytes if llm.plan.weight_dtype is None else llm.plan.decoded_bytes,
-    "cache": llm.session.cache.n_bytes,
+    "cache": llm.engine.runner.cache.n_bytes,
 }))
 """
 

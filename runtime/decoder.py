@@ -42,6 +42,16 @@ class Decoder:
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: PagedCache) -> torch.Tensor:
         """The logits of the batch's output rows, float32 [n_outputs, n_vocab]; keys and values go to the cache."""
+        x = self.hidden(batch, cache)
+        ops = self.output_ops
+        logits = ops.logits(x.to(ops.device, ops.dtype), self.output_norm, self.output)
+        if self.config.final_softcap > 0:
+            logits = torch.tanh(logits / self.config.final_softcap) * self.config.final_softcap
+        return logits
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch, cache: PagedCache) -> torch.Tensor:
+        """What the last layer leaves of the batch's output rows, [n_outputs, n_embd], before the last norm."""
         ops = self.input_ops
         batch = batch.to(ops.device)
         x = ops.rows(self.token_embd, batch.tokens)
@@ -60,12 +70,7 @@ class Decoder:
             following = self.layers[i + 1] if i + 1 < len(self.layers) else None
             goes_on = following is not None and following.ops is ops
             stream = ops.mlp_block(layer.mlp, stream, following.attention if following and goes_on else None)
-        ops = self.output_ops
-        x = stream.x[batch.output_rows].to(ops.device, ops.dtype)
-        logits = ops.logits(x, self.output_norm, self.output)
-        if self.config.final_softcap > 0:
-            logits = torch.tanh(logits / self.config.final_softcap) * self.config.final_softcap
-        return logits
+        return stream.x if batch.output_rows is None else stream.x[batch.output_rows]
 
 
 def build_decoder(

@@ -7,69 +7,38 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, overload
 
 import torch
 from tqdm import tqdm
 
 from ..loaders.chat_template import ChatTemplate, adapt_messages, template_for
 from ..loaders.open import open_model
+from ..loaders.stored import ModelSource
 from ..loaders.tokenizer import Tokenizer
 from .demo import demo_model
-from .model import ModelOptions, load_model
-from .sampling import Sampler, SamplingParams
-from .session import N_BATCH, Session
-from .stop import StopFilter
+from .engine.build import MAX_SEQS, N_BATCH, EngineOptions, engine_memory, make_engine
+from .engine.cache_file import restore_cache, save_cache
+from .engine.pages import GroupSpec
+from .engine.vocabulary import Vocabulary
+from .generation import Completion, Generation
+from .memory import MemoryPlan
+from .model import ModelOptions, load_model, plan_model, read_model_config
+from .sampling import SamplingParams
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Tokens and seconds of the prompt and of the generation.
-
-    n_cached: prompt tokens that were in the cache already and took no time. The first generated token comes out of
-    the prompt's last logits, so a generation of n tokens takes n - 1 steps.
-    """
-
-    n_prompt: int
-    n_cached: int
-    prompt_seconds: float
-    n_generated: int
-    generation_seconds: float
-
-    @property
-    def prompt_per_second(self) -> float:
-        return (self.n_prompt - self.n_cached) / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
-
-    @property
-    def generated_per_second(self) -> float:
-        return (self.n_generated - 1) / self.generation_seconds if self.generation_seconds > 0 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A finished generation. finish_reason: "stop" (the model ended, or a stop text came) or "length"."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: str
-    timings: Timings
-
-    def __str__(self) -> str:
-        return self.text
-
-
 class LLM:
-    """A model, its tokenizer and one sequence's cache.
+    """A model, its tokenizer, and an engine that runs any number of requests on them together.
 
     model: a GGUF file (the first part of a split one), a safetensors folder, or None for the bundled demo model.
-    n_ctx: tokens of context, 0 for what the model was trained for; its memory is taken as it is used.
+    n_ctx: tokens that a sequence may have, 0 for what the model was trained for.
+    n_batch, max_seqs, max_queue, cache_tokens, cache_ram, prefix_sharing, graphs, overlap: see EngineOptions.
     device, n_gpu_layers, dequantize, weight_dtype, flash_attn, cache_type_k, cache_type_v, route, batch_invariant: see
     ModelOptions.
     chat_template: a built-in template's name or Jinja text in place of the model's own.
@@ -86,6 +55,13 @@ class LLM:
         n_gpu_layers: int | None = None,
         n_ctx: int = 0,
         n_batch: int = N_BATCH,
+        max_seqs: int = MAX_SEQS,
+        max_queue: int | None = None,
+        cache_tokens: int | None = None,
+        cache_ram: int = 0,
+        prefix_sharing: bool = True,
+        graphs: bool = True,
+        overlap: bool | None = None,
         n_threads: int | None = None,
         dequantize: str = "auto",
         weight_dtype: torch.dtype | None = None,
@@ -102,6 +78,16 @@ class LLM:
             if n_threads < 1:
                 raise ValueError(f"n_threads must be at least 1, found {n_threads}")
             torch.set_num_threads(n_threads)
+        engine_options = EngineOptions(
+            n_batch=n_batch,
+            max_seqs=max_seqs,
+            max_queue=max_queue,
+            cache_tokens=cache_tokens,
+            cache_ram=cache_ram,
+            prefix_sharing=prefix_sharing,
+            graphs=graphs,
+            overlap=overlap,
+        )
         options = ModelOptions(
             device=device,
             n_gpu_layers=n_gpu_layers,
@@ -119,6 +105,8 @@ class LLM:
         self.kv = source.kv
         self.tokenizer = Tokenizer.from_kv(source.kv)
         self.chat_template = self._template(chat_template)
+        self.memory = self._plan_memory(source, options, engine_options, use_mmap)
+        options = replace(options, n_ctx=self.memory.n_ctx)
         n_bytes = sum(t.n_bytes for t in source.tensors.values())
         with tqdm(
             total=n_bytes,
@@ -134,7 +122,23 @@ class LLM:
             raise ValueError(
                 f"{source.name}: the tokenizer has {self.tokenizer.n_vocab} tokens, the model {self.decoder.n_vocab}"
             )
-        self.session = Session(self.decoder, self.plan.n_ctx, n_batch, cache_type_k, cache_type_v)
+        self.engine = make_engine(
+            self.decoder,
+            Vocabulary.of(self.tokenizer),
+            n_ctx=self.memory.n_ctx,
+            k_type=self.memory.options.k_type,
+            v_type=self.memory.options.v_type,
+            groups=[GroupSpec(group.n_pages, group.window, group.n_host_pages) for group in self.memory.groups],
+            options=engine_options,
+        )
+
+    @staticmethod
+    def _plan_memory(
+        source: ModelSource, options: ModelOptions, engine_options: EngineOptions, use_mmap: bool
+    ) -> MemoryPlan:
+        config = read_model_config(source)
+        plan = plan_model(source, config, options)
+        return engine_memory(source, config, plan, options, engine_options, use_mmap=use_mmap)
 
     def _template(self, override: str | None) -> ChatTemplate | None:
         bos, eos = self._text(self.tokenizer.bos_id), self._text(self.tokenizer.eos_id)
@@ -150,17 +154,70 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the weights and the cache; the object cannot be used afterwards."""
-        del self.session, self.decoder
+        """Ends what is running and lets go of weights and cache; the object cannot be used afterwards."""
+        if hasattr(self, "engine"):
+            self.engine.abort_all("the model was closed")
+            del self.engine, self.decoder
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Completion:
-        """Continues a text (tokenised with the model's special tokens) or a list of token ids.
+    @overload
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Completion: ...
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        **changes: Any,
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        **changes: Any,
+    ) -> Completion | list[Completion]:
+        """Continues a text (tokenised with the model's special tokens) or a list of token ids; or many, together.
 
-        changes: fields of SamplingParams to set: `generate("Once", max_tokens=20, temperature=0)`.
+        params: for all prompts, or one for each. changes: fields of SamplingParams to set:
+        `generate("Once", max_tokens=20, temperature=0)`. progress: shows a bar on stderr.
+
+        Everything is checked before anything runs (ValueError). What fails while it runs raises RuntimeError for one
+        prompt; of many, the others go on, and the completion's finish_reason is "error".
         """
-        return self._finish(self.start(prompt, params, **changes))
+        if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], str | Sequence):
+            assert params is None or isinstance(params, SamplingParams)
+            return self._finish(self.start(cast(Prompt, prompt), params, **changes))
+        prompts = cast(Sequence[Prompt], prompt)
+        each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"expected params for each of {len(prompts)} prompts, found {len(each)}")
+        return self._generate_all(prompts, each, progress, changes)
+
+    def _generate_all(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams | None],
+        progress: bool,
+        changes: Mapping[str, Any],
+    ) -> list[Completion]:
+        generations: list[Generation] = []
+        try:
+            for i, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
+                try:
+                    generations.append(self.start(prompt, own, **changes))
+                except ValueError as error:
+                    raise ValueError(f"prompt {i}: {error}") from None
+            completions = []
+            for generation in tqdm(generations, desc="generating", unit="prompt", disable=not progress):
+                completions.append(generation.completion("".join(generation)))
+        finally:
+            for generation in generations:
+                generation.close()
+        return completions
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Iterator[str]:
         """As generate, but yields the text in pieces, never half a character."""
@@ -185,73 +242,42 @@ class LLM:
         # Many templates write the begin-of-text token that the tokenizer adds, too; it must not come twice.
         return t.encode(self.chat_template.without_added_tokens(text, add_bos=t.add_bos, add_eos=t.add_eos))
 
-    def start(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Generation:
-        """A generation that runs as it is iterated over; the other methods are made of this one."""
+    def start(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_prompt: bool = True,
+        **changes: Any,
+    ) -> Generation:
+        """A generation under way; the other methods are made of this one.
+
+        It advances whenever one of the LLM's generations is iterated over. priority: higher ones run first. timeout:
+        seconds after which it ends. cache_prompt: whether it uses and leaves prefixes in the cache.
+        """
         params = replace(params or SamplingParams(), **changes) if changes else params or SamplingParams()
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return Generation(self.session, self.tokenizer, tokens, params)
+        tokens = self.tokenize(prompt)
+        handle = self.engine.submit(tokens, params, priority=priority, timeout=timeout, cache_prompt=cache_prompt)
+        return Generation(self.engine, handle, self.tokenizer)
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """A prompt's tokens, with the model's special ones where it is a text."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def save_cache(self, path: str | os.PathLike[str], prompt: Prompt) -> int:
+        """Writes what the cache holds of a prompt to a file; how many tokens that is. ValueError where that is none."""
+        tokens = self.tokenize(prompt)
+        return self.engine.between_steps(lambda: save_cache(self.engine, path, tokens))
+
+    def restore_cache(self, path: str | os.PathLike[str]) -> int:
+        """Reads such a file back: prompts that begin with its tokens find them in the cache. The number of tokens.
+
+        ValueError for a file of another model, other cache types or another version, or one that is damaged.
+        """
+        return self.engine.between_steps(lambda: restore_cache(self.engine, path))
 
     @staticmethod
     def _finish(generation: Generation) -> Completion:
-        text = "".join(generation)
-        return generation.completion(text)
-
-
-class Generation:
-    """One generation: iterate for pieces of text, then ask for the completion."""
-
-    def __init__(self, session: Session, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams) -> None:
-        self.session, self.tokenizer, self.prompt, self.params = session, tokenizer, prompt, params
-        self.tokens: list[int] = []
-        self.finish_reason = "length"
-        self.n_cached = 0
-        self.prompt_seconds = self.generation_seconds = 0.0
-        self.clock: Callable[[], float] = time.perf_counter
-        session.check(prompt)
-
-    def __iter__(self) -> Iterator[str]:
-        # raw: what is generated goes on from the prompt, so a space at its beginning is part of it.
-        decoder = self.tokenizer.stream(unparse_special=False, raw=True)
-        stop = StopFilter(self.params.stop)
-        for token in self._sample():
-            text = stop.put(decoder.put(token))
-            if text:
-                yield text
-            if stop.found:
-                self.finish_reason = "stop"
-                return
-        rest = stop.put(decoder.finish()) + stop.finish()
-        if stop.found:
-            self.finish_reason = "stop"
-        if rest:
-            yield rest
-
-    def _sample(self) -> Iterator[int]:
-        """Tokens until the model ends, max_tokens is reached or the context is full."""
-        if self.params.max_tokens == 0:
-            return
-        eog = self.tokenizer.eog_ids
-        sampler = Sampler(self.params, eog, self.tokenizer.suppressed_ids)
-        sampler.accept(self.prompt)
-        start = self.clock()
-        logits, self.n_cached = self.session.prefill(self.prompt)
-        token = sampler.sample(logits)
-        self.prompt_seconds = self.clock() - start
-        start = self.clock()
-        while True:
-            sampler.accept([token])
-            self.tokens.append(token)
-            if token in eog and not self.params.ignore_eos:
-                self.finish_reason = "stop"
-                return
-            yield token
-            if len(self.tokens) == self.params.max_tokens or self.session.full:
-                return
-            token = sampler.sample(self.session.advance(token))
-            self.generation_seconds = self.clock() - start
-
-    def completion(self, text: str) -> Completion:
-        timings = Timings(
-            len(self.prompt), self.n_cached, self.prompt_seconds, len(self.tokens), self.generation_seconds
-        )
-        return Completion(text, tuple(self.tokens), self.finish_reason, timings)
+        return generation.checked("".join(generation))

@@ -100,6 +100,14 @@ class Plan:
         ]
 
 
+def read_model_config(source: ModelSource) -> ModelConfig:
+    """A file's configuration. ValueError for metadata that is missing, impossible or not implemented."""
+    try:
+        return read_config(source.kv)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
+
+
 def plan_model(source: ModelSource, config: ModelConfig, options: ModelOptions) -> Plan:
     """Decides what goes where; reads no tensor."""
     info = find_device(options.device)
@@ -177,10 +185,7 @@ def load_model(
     source: ModelSource, options: ModelOptions, progress: Callable[[int], None] = lambda n_bytes: None
 ) -> tuple[Decoder, Plan]:
     """Builds the model of a file. ValueError for what the file or the options ask and cannot have."""
-    try:
-        config = read_config(source.kv)
-    except ValueError as error:
-        raise ValueError(f"{source.name}: {error}") from None
+    config = read_model_config(source)
     plan = plan_model(source, config, options)
     devices = {plan.input_device, plan.output_device, *plan.layer_devices}
     ops = {device: make_ops(device, plan.weight_dtype, options) for device in devices}

@@ -1,4 +1,4 @@
-"""One sequence on one model: prompt in, logits out, with its cache kept between prompts."""
+"""One sequence on one model, without an engine: tokens in, logits out. For measuring and testing."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 
 from ..quant.cache_types import plain_type
-from .batch import Batch
-from .cache import PAGE_SIZE, PagedCache
+from .batch import Batch, NewTokens
+from .cache import PagedCache, cache_groups
 from .decoder import Decoder
+from .engine.pages import PAGE_SIZE
 
 N_BATCH = 512
 
 
 class Session:
-    """Runs a sequence through a model, `n_batch` tokens at a time.
+    """Runs a sequence of at most `n_ctx` tokens through a model, `n_batch` tokens at a time.
 
-    tokens: what the cache holds. A prompt that begins with the same tokens as the cache does (a chat's next turn)
-    only computes the rest. k_type, v_type: cache types by name; None keeps keys and values as they are computed.
+    tokens: what the cache holds. k_type, v_type: cache types by name; None keeps keys and values as they are computed.
     """
 
     def __init__(
@@ -34,53 +34,33 @@ class Session:
         devices = [layer.ops.device for layer in decoder.layers]
         self.decoder, self.n_ctx, self.n_batch = decoder, n_ctx, n_batch
         plain = plain_type(decoder.layers[0].ops.dtype)
-        self.cache = PagedCache(decoder.config, devices, k_type or plain, v_type or plain, n_ctx)
-        self.pages: list[int] = []
+        n_pages = 1 + -(-n_ctx // PAGE_SIZE)
+        n_groups = len(cache_groups(decoder.config))
+        self.cache = PagedCache(decoder.config, devices, k_type or plain, v_type or plain, [n_pages] * n_groups)
+        self.pages = [range(1, n_pages)] * n_groups
         self.tokens: list[int] = []
 
-    def prefill(self, tokens: Sequence[int]) -> tuple[torch.Tensor, int]:
-        """Makes the cache hold exactly `tokens`; the last one's logits [n_vocab], and how many were there already.
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Adds tokens to the sequence; the logits of each, float32 [len(tokens), n_vocab].
 
-        Raises ValueError for an empty prompt, one that leaves no room in the context, or tokens out of range.
+        ValueError for no tokens, more than the context holds, or tokens out of range.
         """
-        self.check(tokens)
-        n_kept = 0
-        # At least the last token is computed again: its logits are what is asked for.
-        for ours, wanted in zip(self.tokens, tokens[:-1], strict=False):
-            if ours != wanted:
-                break
-            n_kept += 1
-        self.tokens = self.tokens[:n_kept]
-        for start in range(n_kept, len(tokens), self.n_batch):
-            logits = self._run(tokens[start : start + self.n_batch])
-        return logits[-1], n_kept
-
-    def advance(self, token: int) -> torch.Tensor:
-        """Adds one token; its logits [n_vocab]. The caller sees to it that `full` is false."""
-        return self._run([token])[-1]
-
-    @property
-    def full(self) -> bool:
-        return len(self.tokens) >= self.n_ctx
-
-    def all_logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        """The logits of every token, float32 [len(tokens), n_vocab], computed anew."""
-        self.check(tokens)
-        self.tokens = []
-        parts = range(0, len(tokens), self.n_batch)
-        return torch.cat([self._run(tokens[i : i + self.n_batch], all_logits=True) for i in parts])
-
-    def check(self, tokens: Sequence[int]) -> None:
         if not tokens:
-            raise ValueError("the prompt has no tokens")
-        if len(tokens) > self.n_ctx:
-            raise ValueError(f"the prompt has {len(tokens)} tokens, but the context holds {self.n_ctx}")
+            raise ValueError("there are no tokens")
+        if len(self.tokens) + len(tokens) > self.n_ctx:
+            raise ValueError(f"{len(self.tokens) + len(tokens)} tokens do not fit into a context of {self.n_ctx}")
         if not all(0 <= t < self.decoder.n_vocab for t in tokens):
-            raise ValueError(f"the prompt has token ids outside 0 … {self.decoder.n_vocab - 1}")
+            raise ValueError(f"there are token ids outside 0 … {self.decoder.n_vocab - 1}")
+        return torch.cat([self._run(tokens[i : i + self.n_batch]) for i in range(0, len(tokens), self.n_batch)])
 
-    def _run(self, tokens: Sequence[int], *, all_logits: bool = False) -> torch.Tensor:
-        self.cache.extend(self.pages, len(self.tokens) + len(tokens))
-        batch = Batch.single(tokens, len(self.tokens), self.pages, PAGE_SIZE, all_logits=all_logits)
+    def reset(self) -> None:
+        self.tokens = []
+
+    def _run(self, tokens: Sequence[int]) -> torch.Tensor:
+        n_pages = -(-(len(self.tokens) + len(tokens)) // PAGE_SIZE)
+        pages = [group[:n_pages] for group in self.pages]
+        new = NewTokens(tokens, len(self.tokens), pages)
+        batch = Batch.build([new], PAGE_SIZE, output_rows=range(len(tokens)))
         logits = self.decoder.forward(batch, self.cache)
         self.tokens = [*self.tokens, *tokens]
         return logits

@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from checkpoints import CASES, WINDOW, make_checkpoint, make_tokens, nmse
+from engines import engine_of, greedy, make_prompts, run
 from kernel_cases import DEVICE, ON_GPU
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -24,11 +25,13 @@ from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import F32, format_by_name
 from naiad.runtime.backends.torch import TorchOps
 from naiad.runtime.backends.triton import TritonOps
-from naiad.runtime.batch import Batch, SequenceSlice
-from naiad.runtime.cache import PAGE_SIZE, PagedCache
+from naiad.runtime.batch import Batch, NewTokens
+from naiad.runtime.cache import PagedCache
 from naiad.runtime.decoder import Decoder, build_decoder
+from naiad.runtime.engine.pages import PAGE_SIZE
 from naiad.runtime.models import ARCHITECTURES, read_config
 from naiad.runtime.ops import Dispatch, Weight
+from naiad.runtime.sampling import SamplingParams
 from naiad.runtime.session import Session
 from naiad.runtime.tensors import TensorBook
 from naiad.triton_kernels.activations import quantize_reference
@@ -117,7 +120,7 @@ def on_triton(**options: object) -> Dispatch:
 def logits(decoder: Decoder, tokens: list[int], k_type: str = "f32", v_type: str = "f32") -> torch.Tensor:
     """A prompt, then a token: those of the last prompt token and of the one after."""
     session = Session(decoder, len(tokens), k_type=k_type, v_type=v_type)
-    return torch.stack([session.prefill(tokens[:-1])[0], session.advance(tokens[-1])])
+    return torch.cat([session.logits(tokens[:-1])[-1:], session.logits(tokens[-1:])])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -211,9 +214,10 @@ def test_launches_of_a_layer(name: str, kernels: set[str], build: Build, blocky:
     decoder = build(blocky(name, 2), on_triton(table=INT8), "Q8_0")
     counted = []
     for n_layers in (1, 2):
-        session = Session(replace(decoder, layers=decoder.layers[:n_layers]), 4)
+        config = replace(decoder.config, n_layers=n_layers, sliding=decoder.config.sliding[:n_layers])
+        session = Session(replace(decoder, config=config, layers=decoder.layers[:n_layers]), 4)
         with Launches() as launches:
-            session.advance(1)
+            session.logits([1])
         counted.append(launches.counts)
     per_layer = counted[1] - counted[0]
     assert set(per_layer) == kernels
@@ -230,19 +234,11 @@ def test_sequences_beside_each_other(build: Build) -> None:
         build("qwen2", on_triton(route="exact", table=EXACT)),
         build("qwen2", Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)])),
     ]
-    caches = [PagedCache(d.config, [DEVICE] * len(d.layers), "f32", "f32", 8 * PAGE_SIZE) for d in decoders]
+    caches = [PagedCache(d.config, [DEVICE] * len(d.layers), "f32", "f32", [8]) for d in decoders]
     for step in STEPS:
-        slices: list[SequenceSlice] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        for n, cached, pages in step:
-            start = len(positions)
-            slices.append(SequenceSlice(start, start + n, cached + n, pages))
-            positions += range(cached, cached + n)
-            slots += [pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in range(cached, cached + n)]
-        rows = torch.arange(len(positions))
-        tokens = torch.tensor(make_tokens(len(positions)))
-        batch = Batch(tokens, torch.tensor(positions), torch.tensor(slots), slices, rows)
+        new = iter(make_tokens(sum(n for n, _, _ in step)))
+        sequences = [NewTokens([next(new) for _ in range(n)], cached, [pages]) for n, cached, pages in step]
+        batch = Batch.build(sequences, PAGE_SIZE, output_rows=range(sum(n for n, _, _ in step)))
         found, expected = (d.forward(batch, cache) for d, cache in zip(decoders, caches, strict=True))
         assert nmse(found, expected) < 1e-10
 
@@ -258,3 +254,17 @@ def test_what_kernels_decline_is_left_to_torch_with_one_warning(build: Build) ->
     twin = Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)])
     assert nmse(found, logits(build("qwen2", twin), tokens, "fp8", "fp8")) < 1e-3
     assert any("attention is left to torch: kernels read fp8" in line for line in ops.describe())
+
+
+@pytest.mark.filterwarnings("error:triton leaves:UserWarning")
+def test_an_engine_on_kernels(build: Build, blocky: Callable[[str, int], str]) -> None:
+    """Prompts together, captured steps, pages that a window has let go."""
+    name = blocky("mistral-window", 1)
+    decoder = build(name, on_triton(route="exact", table=EXACT))
+    twin = build(name, Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)]))
+    prompts = make_prompts(decoder.n_vocab, (1, 52))
+    engine = engine_of(decoder, captured=True, overlap=True, n_pages=12)
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    found = [handle.tokens for handle in run(engine, prompts, params)]
+    assert found == [greedy(twin, prompt, 3) for prompt in prompts]
+    assert engine.runner.graphs

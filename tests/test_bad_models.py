@@ -113,7 +113,7 @@ class MemorySource:
 def run(source: ModelSource) -> torch.Tensor:
     """Loads a model and runs one token."""
     decoder, plan = load_model(source, ModelOptions(device="cpu"))
-    return Session(decoder, plan.n_ctx).all_logits([1])
+    return Session(decoder, plan.n_ctx).logits([1])
 
 
 def load(path: Path, architecture: str, kv_changes: dict[str, Any], shape_changes: dict[str, Any]) -> torch.Tensor:

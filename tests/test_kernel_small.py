@@ -15,8 +15,9 @@ from torch import Tensor
 from naiad.quant import formats
 from naiad.quant.cache_types import cache_type
 from naiad.runtime.backends.torch import TorchOps
-from naiad.runtime.cache import PAGE_SIZE, CachePages
+from naiad.runtime.cache import CachePages
 from naiad.runtime.config import RopePairing
+from naiad.runtime.engine.pages import PAGE_SIZE
 from naiad.triton_kernels import linear
 from naiad.triton_kernels.activations import (
     EXACT_SUMS,

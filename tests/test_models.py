@@ -20,10 +20,11 @@ from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import F32, format_by_name
 from naiad.runtime import model as model_module
 from naiad.runtime.backends.torch import TorchOps
-from naiad.runtime.batch import Batch, SequenceSlice
-from naiad.runtime.cache import PAGE_SIZE, PagedCache
+from naiad.runtime.batch import Batch, NewTokens
+from naiad.runtime.cache import PagedCache, cache_groups
 from naiad.runtime.decoder import Decoder, build_decoder
 from naiad.runtime.devices import DeviceInfo
+from naiad.runtime.engine.pages import PAGE_SIZE
 from naiad.runtime.model import ModelOptions, load_model, plan_model
 from naiad.runtime.models import ARCHITECTURES, read_config
 from naiad.runtime.ops import Dispatch
@@ -70,7 +71,7 @@ def load_on_cpu(source: ModelSource, n_ctx: int = 0, dequantize: str = "auto") -
 
 
 def all_logits(decoder: Decoder, tokens: list[int], n_batch: int = 512) -> torch.Tensor:
-    return Session(decoder, len(tokens), n_batch).all_logits(tokens)
+    return Session(decoder, len(tokens), n_batch).logits(tokens)
 
 
 def test_every_architecture_has_a_case(checkpoint: Checkpoint) -> None:
@@ -113,33 +114,25 @@ def test_a_prompt_in_parts_equals_it_at_once(name: str, n_batch: int, loaded: Lo
 
 
 def poisoned_cache(decoder: Decoder, n_pages: int) -> PagedCache:
-    """A cache whose pages hold NaN until they are written."""
+    """A cache whose pages hold NaN until they are written, but for page 0, which is nobody's."""
     devices = [layer.ops.device for layer in decoder.layers]
-    cache = PagedCache(decoder.config, devices, "f32", "f32", n_pages * PAGE_SIZE)
-    assert cache.n_pages == n_pages
+    n_groups = len(cache_groups(decoder.config))
+    cache = PagedCache(decoder.config, devices, "f32", "f32", [n_pages] * n_groups)
     for plane in (plane for layer in cache.layers for part in (layer.k, layer.v) for plane in part.planes):
-        plane.fill_(float("nan"))
+        plane[1:].fill_(float("nan"))
     return cache
 
 
-def batch_of(parts: list[tuple[list[int], int, list[int]]]) -> Batch:
+def batch_of(decoder: Decoder, parts: list[tuple[list[int], int, list[int]]]) -> Batch:
     """A batch of several sequences' new tokens, given with the number of those in the cache and the pages."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    sequences: list[SequenceSlice] = []
-    for new, n_cached, pages in parts:
-        sequences.append(SequenceSlice(len(tokens), len(tokens) + len(new), n_cached + len(new), pages))
-        tokens += new
-        positions += range(n_cached, n_cached + len(new))
-        slots += [pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in range(n_cached, n_cached + len(new))]
-    rows = torch.arange(len(tokens))
-    return Batch(torch.tensor(tokens), torch.tensor(positions), torch.tensor(slots), sequences, rows)
+    n_groups = len(cache_groups(decoder.config))
+    sequences = [NewTokens(new, n_cached, [pages] * n_groups) for new, n_cached, pages in parts]
+    return Batch.build(sequences, PAGE_SIZE, output_rows=range(sum(len(new) for new, _, _ in parts)))
 
 
 # Lengths after each of three batches: a long prompt, one that begins late, one that is done early.
 SCHEDULE = [(50, 0, 9), (51, 33, 9), (75, 34, 9)]
-PAGES = [[5, 0, 3], [7, 2], [6]]
+PAGES = [[5, 1, 3], [7, 2], [6]]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -153,7 +146,7 @@ def test_sequences_in_a_batch_do_not_disturb_each_other(name: str, loaded: Loade
         active = [i for i in range(3) if after[i] > before[i]]
         if not active:
             break
-        batch = batch_of([(texts[i][before[i] : after[i]], before[i], PAGES[i]) for i in active])
+        batch = batch_of(decoder, [(texts[i][before[i] : after[i]], before[i], PAGES[i]) for i in active])
         logits = decoder.forward(batch, cache)
         for i, sequence in zip(active, batch.sequences, strict=True):
             found[i].append(logits[sequence.start : sequence.stop])

@@ -1,4 +1,4 @@
-"""The cache's pages, stop texts, and dispatch over backends."""
+"""Stop texts, dispatch over backends, attention by definition."""
 
 import pytest
 import torch
@@ -6,46 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from naiad.runtime.backends.torch import TorchOps, attend
-from naiad.runtime.cache import PAGE_SIZE, PagedCache
-from naiad.runtime.config import ModelConfig, RopePairing
 from naiad.runtime.ops import AttentionParams, Declined, Dispatch
 from naiad.runtime.stop import StopFilter
 
 CPU = torch.device("cpu")
-
-
-def tiny_config() -> ModelConfig:
-    kv = {
-        "llama.block_count": 2,
-        "llama.embedding_length": 16,
-        "llama.context_length": 512,
-        "llama.attention.head_count": 4,
-        "llama.attention.head_count_kv": 2,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.feed_forward_length": 32,
-    }
-    return ModelConfig.read(kv, "llama", RopePairing.NORM)
-
-
-def test_cache_grows_keeps_what_it_holds_and_stops_at_its_limit() -> None:
-    cache = PagedCache(tiny_config(), [CPU, CPU], "f32", "f32", max_tokens=20 * PAGE_SIZE)
-    pages: list[int] = []
-    cache.extend(pages, 1)
-    assert pages == [0]
-    (plane,) = cache.layers[1].k.planes
-    plane[0] = 7.0
-    cache.extend(pages, 15 * PAGE_SIZE + 1)
-    assert pages == list(range(16))
-    (plane,) = cache.layers[1].k.planes
-    assert len(plane) >= 16
-    assert (plane[0] == 7.0).all()
-    other: list[int] = []
-    with pytest.raises(ValueError, match="cache is full"):
-        cache.extend(other, 5 * PAGE_SIZE)
-    cache.extend(other, 4 * PAGE_SIZE)
-    cache.release(pages)
-    assert pages == []
-    assert sorted(cache.free + other) == list(range(20))
 
 
 def test_stop_filter_cuts_at_the_first_stop_text() -> None:

@@ -177,13 +177,55 @@ class TorchOps:
         batch: Batch,
         params: AttentionParams,
     ) -> torch.Tensor:
-        cache.k.write(batch.slots, k)
-        cache.v.write(batch.slots, v)
+        slots = batch.slots[cache.group]
+        cache.k.write(slots, k)
+        cache.v.write(slots, v)
         out = torch.empty_like(q)
+        # On a GPU a loop over sequences costs a copy from it; a step of single tokens needs none.
+        if all(n == 1 for n in batch.new) and (len(batch.new) > 1 or self.device.type != "cpu"):
+            return self._attend_singles(q, cache, batch, params)
         for sequence in batch.sequences:
             rows = slice(sequence.start, sequence.stop)
-            keys, values = cache.k.read(sequence, q.dtype), cache.v.read(sequence, q.dtype)
+            n_new = sequence.stop - sequence.start
+            hidden = max(0, sequence.length - n_new - params.window + 1) if params.window else 0
+            first = hidden // cache.k.page_size
+            pages, n_tokens = sequence.pages[cache.group][first:], sequence.length - first * cache.k.page_size
+            keys, values = cache.k.read(pages, n_tokens, q.dtype), cache.v.read(pages, n_tokens, q.dtype)
             out[rows] = attend(q[rows], keys, values, params, fused=self.fused_attention)
+        return out
+
+    def _attend_singles(
+        self, q: torch.Tensor, cache: LayerCache, batch: Batch, params: AttentionParams
+    ) -> torch.Tensor:
+        """One new token of each sequence: sequences of like lengths side by side, as many as the workspace holds."""
+        table, lengths = batch.pages[cache.group], batch.lengths.long()
+        page_size = cache.k.page_size
+        width = table.shape[1]
+        row_bytes = 2 * page_size * params.n_kv_heads * params.head_dim * q.itemsize
+        on_cpu = self.device.type == "cpu"
+        order = lengths.argsort() if on_cpu else torch.arange(len(lengths), device=self.device)
+        out = torch.empty_like(q)
+        start = len(order)
+        while start:
+            # Backwards, from the longest, whose pages say how many sequences the workspace holds.
+            if on_cpu:
+                width = -(-int(lengths[order[start - 1]]) // page_size)
+            if params.window:
+                width = min(width, -(-params.window // page_size) + 1)
+            first_row = max(0, start - max(1, WORKSPACE_BYTES // (width * row_bytes)))
+            rows, start = order[first_row:start], first_row
+            first = (lengths[rows] - params.window).clamp_min(0) // page_size if params.window else lengths[rows] * 0
+            places = first[:, None] + torch.arange(width, device=self.device)
+            pages = table[rows].gather(1, places.clamp_max(table.shape[1] - 1)).long()
+            keys, values = cache.k.read_table(pages, q.dtype), cache.v.read_table(pages, q.dtype)
+            position = (places[:, :, None] * page_size + torch.arange(page_size, device=self.device)).flatten(1)
+            seen = position < lengths[rows, None]
+            if params.window:
+                seen &= position >= lengths[rows, None] - params.window
+            tail = torch.arange(page_size, device=self.device) > (lengths[rows, None] - 1) % page_size
+            for part in (keys, values):
+                _clear(part, (lengths[rows] - 1) // page_size - first, tail)
+            out[rows] = attend_singles(q[rows], keys, values, seen, params, fused=self.fused_attention)
         return out
 
     def attention_block(
@@ -209,23 +251,58 @@ def attend(
     """
     n, length = len(q), len(k)
     packed = rearrange(q, "n (kv group) dim -> kv (group n) dim", kv=params.n_kv_heads)
-    keys, values = k.transpose(0, 1), v.transpose(0, 1)
     mask = _mask(n, length, params.window, q.device)
     if mask is not None:
         mask = mask.repeat(params.n_heads // params.n_kv_heads, 1)
-    if params.softcap > 0 or not fused:
-        scores = packed.float() @ keys.transpose(1, 2).float() * params.scale
-        if params.softcap > 0:
-            scores = torch.tanh(scores / params.softcap) * params.softcap
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        out = scores.softmax(-1).to(values.dtype) @ values
-    else:
-        out = F.scaled_dot_product_attention(
-            packed[None], keys[None], values[None], attn_mask=mask, scale=params.scale
-        )[0]
+    out = _attended(packed[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], mask, params, fused=fused)[0]
     result: torch.Tensor = rearrange(out, "kv (group n) dim -> n (kv group) dim", n=n)
     return result
+
+
+def _clear(part: torch.Tensor, last: torch.Tensor, tail: torch.Tensor) -> None:
+    """Zeros for what others have left in the last page of each sequence: nothing, times infinity, would count.
+
+    part: [n, width * page_size, n_kv_heads, head_dim]. last: [n], which page that is. tail: [n, page_size], true where
+    it holds nothing of the sequence. (Behind it lies page 0, which holds finite numbers.)
+    """
+    pages, row = part.unflatten(1, (-1, tail.shape[1])), torch.arange(len(part), device=part.device)
+    pages[row, last] = pages[row, last].masked_fill(tail[:, :, None, None], 0.0)
+
+
+def attend_singles(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: torch.Tensor,
+    params: AttentionParams,
+    *,
+    fused: bool = True,
+) -> torch.Tensor:
+    """Attention of one token of each of n sequences: q [n, n_heads, head_dim], k and v [n, length, n_kv_heads,
+    head_dim], of which each sees those that `seen` [n, length] names."""
+    packed = rearrange(q, "n (kv group) dim -> n kv group dim", kv=params.n_kv_heads)
+    out = _attended(packed, k.transpose(1, 2), v.transpose(1, 2), seen[:, None, None], params, fused=fused)
+    return out.flatten(1, 2)
+
+
+def _attended(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    params: AttentionParams,
+    *,
+    fused: bool,
+) -> torch.Tensor:
+    """q [n, n_kv_heads, rows, head_dim], k and v [n, n_kv_heads, length, head_dim] -> as q. mask: true where seen."""
+    if params.softcap == 0 and fused:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=params.scale)
+    scores = q.float() @ k.transpose(-1, -2).float() * params.scale
+    if params.softcap > 0:
+        scores = torch.tanh(scores / params.softcap) * params.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def _mask(n: int, length: int, window: int, device: torch.device) -> torch.Tensor | None:

@@ -73,7 +73,6 @@ class TritonOps:
         # With what they are made of, so that nothing else can come to have its id.
         self._linears: dict[tuple[int, ...], tuple[LinearKernel, object]] = {}
         self._norms: dict[tuple[int, int], tuple[NextNorm, object]] = {}
-        self._tables: tuple[Batch, int, PageTables] | None = None
 
     # ---- weights ----
 
@@ -168,8 +167,8 @@ class TritonOps:
         kernel = self.plan(attention_kernel, params, cache.k.type, cache.v.type)
         if isinstance(kernel, Declined):
             return kernel
-        cache.k.write(batch.slots, k)
-        cache.v.write(batch.slots, v)
+        cache.k.write(batch.slots[cache.group], k)
+        cache.v.write(batch.slots[cache.group], v)
         found = kernel(q.contiguous(), cache.k.planes, cache.v.planes, self.page_tables(batch, cache))
         assert isinstance(found, torch.Tensor)
         return found.view(q.shape)
@@ -226,13 +225,16 @@ class TritonOps:
         return self.linear_kernel([part.weight for part in present], [part.bias for part in present], gate)
 
     def page_tables(self, batch: Batch, cache: LayerCache) -> PageTables:
-        """The batch's tables on the device, made once for all layers."""
         n_pages, page_size = cache.k.planes[0].shape[:2]
-        if self._tables is None or self._tables[0] is not batch or self._tables[1] != n_pages:
-            sequences = [(s.start, s.stop, s.length, s.pages) for s in batch.sequences]
-            tables = PageTables.build(sequences, page_size, n_pages, self.device)
-            self._tables = (batch, n_pages, tables)
-        return self._tables[2]
+        return PageTables(
+            starts=batch.starts,
+            lengths=batch.lengths,
+            pages=batch.pages[cache.group],
+            page_size=page_size,
+            n_pages=n_pages,
+            n_tokens=len(batch.tokens),
+            new=tuple(n for n in batch.new if n),
+        )
 
     def describe(self) -> list[str]:
         table, route = self.table, self.kernel_options["route"]
@@ -293,7 +295,7 @@ class AttentionPlan(Plan):
         qkv = self.qkv(self.ops.begin(stream, self.by, self.qkv.form(m)))
         q, k, v = self.rope.split(qkv)
         planes = cache.k.planes, cache.v.planes
-        q = self.rope(q, k, v, angles, batch.slots, *planes)
+        q = self.rope(q, k, v, angles, batch.slots[cache.group], *planes)
         form = self.last.form(m)
         form = form if form in self.attention.forms() else "plain"
         heads = self.attention(q, *planes, self.ops.page_tables(batch, cache), form)

@@ -1,4 +1,4 @@
-"""The command line: `naiad run | tokenize | info`. Text goes to stdout, everything else to stderr.
+"""The command line, `naiad COMMAND`. Results go to stdout, everything else to stderr.
 
 Exit codes are llama.cpp's: 0, 1 for an error, 130 for an interrupt. Only this package reads the environment.
 """
@@ -19,9 +19,12 @@ COMMANDS = {
     "run": "generate text or chat with a model",
     "tokenize": "show how a model splits text into tokens",
     "info": "show what a model file holds",
+    "fit": "say which options make a model fit into memory",
+    "bench": "time prompts and generation",
+    "batched-bench": "time many sequences at once",
 }
 
-USAGE = "usage: naiad COMMAND [options]\n\n" + "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+USAGE = "usage: naiad COMMAND [options]\n\n" + "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items())
 USAGE += "\n\n`naiad COMMAND --help` lists a command's options; `naiad --version` prints the version."
 
 
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: invalid command: {words[0]}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 1
-    module = importlib.import_module(f".{words[0]}", __name__)
+    module = importlib.import_module("." + words[0].replace("-", "_"), __name__)
     try:
         values = module.PARSER.parse(words[1:], os.environ, module.N_POSITIONAL)
         if values["help"]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 from ...loaders.chat_template import ChatTemplate, builtin_template
-from ..llm import LLM, Generation
+from ..generation import Generation
+from ..llm import LLM
 from ..sampling import SamplingParams
 from .interrupt import Interrupt
 
@@ -50,7 +51,10 @@ class Conversation:
             for piece in generation:
                 pieces.append(piece)
                 yield piece
+            if generation.finish_reason == "error":
+                raise ValueError(generation.handle.error)
         finally:
+            generation.close()
             self.messages.append({"role": "assistant", "content": "".join(pieces)})
         yield generation
 

@@ -24,6 +24,7 @@ class Option:
     """One option. `convert` turns its text into a value (None: a switch that takes none); ValueErrors name the option.
 
     names: all spellings, the last one long and the key of the parsed value. off: spellings that switch it off.
+    many: may be given more than once; the value is a list then.
     """
 
     names: tuple[str, ...]
@@ -33,6 +34,7 @@ class Option:
     default: Any = None
     off: tuple[str, ...] = ()
     env: str = ""
+    many: bool = False
 
     @property
     def key(self) -> str:
@@ -106,13 +108,14 @@ class Parser:
                 values["positional"].append(word)
                 continue
             option, on = self.by_name[name]
-            if option.key in seen:
+            if option.key in seen and not option.many:
                 print(f"warning: {word} is given more than once, the last one counts", file=sys.stderr)
             seen.add(option.key)
             if option.convert is None or not on:
                 values[option.key] = on
             elif rest:
-                values[option.key] = _convert(option, word, rest.pop(0))
+                value = _convert(option, word, rest.pop(0))
+                values[option.key] = [*(values[option.key] or ()), value] if option.many else value
             else:
                 raise UsageError(f"{word} needs a value: {option.metavar}")
         return values

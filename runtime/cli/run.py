@@ -6,179 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...loaders.hub import fetch_model
-from ...quant.cache_types import CACHE_TYPES
 from ..devices import list_devices
-from ..llm import LLM, Completion, Generation
-from ..model import WEIGHT_DTYPES
-from ..sampling import RANDOM_SEED, SamplingParams
+from ..generation import Completion, Generation
+from ..llm import LLM
+from ..sampling import SamplingParams
 from . import print_version
 from .chat import Chat, Conversation
 from .interrupt import Interrupt
-from .options import Option, Parser, UsageError, integer, layer_count, number, one_of, process_escapes
+from .model_options import MODEL_OPTIONS, load_llm
+from .options import Option, Parser, UsageError, process_escapes
+from .sampling_options import SAMPLING_OPTIONS, sampling_params
 
 N_POSITIONAL = 0
-DEFAULTS = SamplingParams()
-
-
-def dtype(text: str) -> torch.dtype | None:
-    return WEIGHT_DTYPES[one_of(*WEIGHT_DTYPES)(text)]
-
-
-MODEL_OPTIONS = [
-    Option(
-        ("-m", "--model"),
-        "GGUF file or safetensors folder (the demo model without it)",
-        str,
-        "FILE",
-        env="LLAMA_ARG_MODEL",
-    ),
-    Option(
-        ("-hf", "-hfr", "--hf-repo"),
-        "model on the Hugging Face Hub, user/model[:quant]",
-        str,
-        "REPO",
-        env="LLAMA_ARG_HF_REPO",
-    ),
-    Option(
-        ("-hff", "--hf-file"),
-        "file of that repository, overrides the quant",
-        str,
-        "FILE",
-        env="LLAMA_ARG_HF_FILE",
-    ),
-    Option(
-        ("-c", "--ctx-size"),
-        "tokens of context, 0 = what the model was trained for",
-        integer(0),
-        "N",
-        0,
-        env="LLAMA_ARG_CTX_SIZE",
-    ),
-    Option(("-b", "--batch-size"), "prompt tokens per step", integer(1), "N", 512, env="LLAMA_ARG_BATCH"),
-    Option(("-t", "--threads"), "CPU threads", integer(1, 4096), "N", env="LLAMA_ARG_THREADS"),
-    Option(("-dev", "--device"), "device to use, see --list-devices", str, "NAME", env="LLAMA_ARG_DEVICE"),
-    Option(
-        ("-ngl", "--gpu-layers", "--n-gpu-layers"),
-        "layers on the GPU: a number, auto or all",
-        layer_count,
-        "N",
-        env="LLAMA_ARG_N_GPU_LAYERS",
-    ),
-    Option(
-        ("-fa", "--flash-attn"),
-        "fused attention: on, off or auto",
-        one_of("on", "off", "auto"),
-        "WHEN",
-        "auto",
-        env="LLAMA_ARG_FLASH_ATTN",
-    ),
-    *(
-        Option(
-            (short, f"--cache-type-{letter}"),
-            f"type of the cache's {what}: {', '.join(CACHE_TYPES)}; without it, as they are computed",
-            one_of(*CACHE_TYPES),
-            "TYPE",
-            env=f"LLAMA_ARG_CACHE_TYPE_{letter.upper()}",
-        )
-        for short, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values"))
-    ),
-    Option(
-        ("--route",),
-        "on a GPU, multiply quantised weights with 8-bit activations where that is faster (int8) or never (exact)",
-        one_of("int8", "exact"),
-        "ROUTE",
-        "int8",
-    ),
-    Option(("--batch-invariant",), "on a GPU, let no result depend on what else is in the batch"),
-    Option(("--mmap",), "map the file into memory", default=True, off=("--no-mmap",)),
-    Option(
-        ("--dequantize",),
-        "decode quantised weights when loading: on, off or auto",
-        one_of("on", "off", "auto"),
-        "WHEN",
-        "auto",
-    ),
-    Option(("--weight-type",), "what they are decoded to: auto, f32, bf16 or f16", dtype, "TYPE"),
-]
-SAMPLING_OPTIONS = [
-    Option(("-s", "--seed"), "random seed, -1 = a new one each time", integer(-1, RANDOM_SEED), "N", -1),
-    Option(
-        ("--temp", "--temperature"),
-        "temperature, 0 = always the likeliest token",
-        number(),
-        "T",
-        DEFAULTS.temperature,
-        env="LLAMA_ARG_TEMPERATURE",
-    ),
-    Option(
-        ("--top-k",),
-        "keep the k likeliest tokens, 0 = all",
-        integer(-(2**31)),
-        "K",
-        DEFAULTS.top_k,
-        env="LLAMA_ARG_TOP_K",
-    ),
-    Option(
-        ("--top-p",),
-        "keep tokens up to this probability together, 1 = all",
-        number(0),
-        "P",
-        DEFAULTS.top_p,
-        env="LLAMA_ARG_TOP_P",
-    ),
-    Option(
-        ("--min-p",),
-        "keep tokens of this share of the likeliest's probability, 0 = all",
-        number(high=1),
-        "P",
-        DEFAULTS.min_p,
-        env="LLAMA_ARG_MIN_P",
-    ),
-    Option(
-        ("--repeat-last-n",),
-        "tokens that the penalties look back at",
-        integer(0),
-        "N",
-        DEFAULTS.repeat_last_n,
-    ),
-    Option(
-        ("--repeat-penalty",),
-        "divides the logits of repeated tokens, 1 = off",
-        number(1e-6),
-        "X",
-        DEFAULTS.repeat_penalty,
-        env="LLAMA_ARG_REPEAT_PENALTY",
-    ),
-    Option(
-        ("--presence-penalty",),
-        "subtracted from the logits of repeated tokens",
-        number(),
-        "X",
-        0.0,
-        env="LLAMA_ARG_PRESENCE_PENALTY",
-    ),
-    Option(
-        ("--frequency-penalty",),
-        "the same, per repetition",
-        number(),
-        "X",
-        0.0,
-        env="LLAMA_ARG_FREQUENCY_PENALTY",
-    ),
-    Option(("--ignore-eos",), "go on past the model's end tokens"),
-    Option(
-        ("-n", "--predict", "--n-predict"),
-        "tokens to generate, -1 = no limit",
-        integer(-1),
-        "N",
-        -1,
-        env="LLAMA_ARG_N_PREDICT",
-    ),
-    Option(("-r", "--reverse-prompt"), "text that ends an answer", str, "TEXT"),
-]
 PROMPT_OPTIONS = [
     Option(("-p", "--prompt"), "the prompt; without it, a chat starts", str, "TEXT"),
     Option(("-f", "--file"), "read the prompt from a file", Path, "FILE"),
@@ -224,19 +63,8 @@ def main(values: dict[str, Any]) -> int:
     if values["list_devices"]:
         return _print_devices()
     prompt = _prompt(values)
-    params = SamplingParams(
-        max_tokens=values["n_predict"],
-        temperature=values["temperature"],
-        stop=(process_escapes(values["reverse_prompt"]),) if values["reverse_prompt"] else (),
-        **{
-            key: values[key]
-            for key in (
-                "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "repeat_last_n",
-                "seed", "ignore_eos",
-            )
-        },
-    )  # fmt: skip
-    with _load(values) as llm:
+    params = sampling_params(values)
+    with load_llm(values, chat_template=values["chat_template"]) as llm:
         if values["verbose"]:
             _print_plan(llm)
         chats = values["conversation"]
@@ -262,32 +90,6 @@ def _prompt(values: dict[str, Any]) -> str | None:
     return process_escapes(text) if values["escape"] else text
 
 
-def _load(values: dict[str, Any]) -> LLM:
-    model = values["model"]
-    if values["hf_repo"]:
-        model = fetch_model(values["hf_repo"], values["hf_file"])
-    elif values["hf_file"]:
-        raise UsageError("--hf-file needs --hf-repo")
-    return LLM(
-        model,
-        device=values["device"],
-        n_gpu_layers=values["n_gpu_layers"],
-        n_ctx=values["ctx_size"],
-        n_batch=values["batch_size"],
-        n_threads=values["threads"],
-        dequantize=values["dequantize"],
-        weight_dtype=values["weight_type"],
-        flash_attn=values["flash_attn"],
-        cache_type_k=values["cache_type_k"],
-        cache_type_v=values["cache_type_v"],
-        route=values["route"],
-        batch_invariant=values["batch_invariant"],
-        use_mmap=values["mmap"],
-        chat_template=values["chat_template"],
-        progress=sys.stderr.isatty(),
-    )
-
-
 def _continue_text(llm: LLM, prompt: str, params: SamplingParams, *, display_prompt: bool) -> int:
     """The prompt's text and what follows it, as llama-completion does."""
     generation = llm.start(prompt, params)
@@ -298,7 +100,10 @@ def _continue_text(llm: LLM, prompt: str, params: SamplingParams, *, display_pro
             print(piece, end="", flush=True)
             if interrupt.pressed:
                 break
+    generation.close()
     print()
+    if generation.finish_reason == "error":
+        raise ValueError(generation.handle.error)
     print_timings(generation)
     return 130 if interrupt.pressed else 0
 
@@ -314,7 +119,7 @@ def print_timings(generation: Generation) -> None:
 
 
 def _print_plan(llm: LLM) -> None:
-    for line in llm.plan.describe(llm.decoder.config):
+    for line in (*llm.plan.describe(llm.decoder.config), *llm.memory.lines()):
         print(line, file=sys.stderr)
     for ops in dict.fromkeys(
         [llm.decoder.input_ops, *(layer.ops for layer in llm.decoder.layers), llm.decoder.output_ops]

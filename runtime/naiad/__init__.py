@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "SamplingParams", "Tokenizer", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "Completion", "SamplingParams", "Tokenizer", "__version__"]
 
 if TYPE_CHECKING:
     from naiad.loaders.tokenizer import Tokenizer
-    from naiad.runtime.llm import LLM, Completion
+    from naiad.runtime.async_llm import AsyncLLM
+    from naiad.runtime.generation import Completion
+    from naiad.runtime.llm import LLM
     from naiad.runtime.sampling import SamplingParams
 
 _MODULES = {
     "LLM": "naiad.runtime.llm",
-    "Completion": "naiad.runtime.llm",
+    "AsyncLLM": "naiad.runtime.async_llm",
+    "Completion": "naiad.runtime.generation",
     "SamplingParams": "naiad.runtime.sampling",
     "Tokenizer": "naiad.loaders.tokenizer",
 }

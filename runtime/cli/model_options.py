@@ -1,0 +1,142 @@
+"""The options that say which model is loaded and how it runs: those of every command that runs one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from ...loaders.hub import fetch_model
+from ...quant.cache_types import CACHE_TYPES
+from ..engine.build import N_BATCH
+from ..llm import LLM
+from ..model import WEIGHT_DTYPES
+from .options import Option, UsageError, integer, layer_count, one_of
+
+
+def dtype(text: str) -> torch.dtype | None:
+    return WEIGHT_DTYPES[one_of(*WEIGHT_DTYPES)(text)]
+
+
+MODEL_OPTIONS = [
+    Option(
+        ("-m", "--model"),
+        "GGUF file or safetensors folder (the demo model without it)",
+        str,
+        "FILE",
+        env="LLAMA_ARG_MODEL",
+    ),
+    Option(
+        ("-hf", "-hfr", "--hf-repo"),
+        "model on the Hugging Face Hub, user/model[:quant]",
+        str,
+        "REPO",
+        env="LLAMA_ARG_HF_REPO",
+    ),
+    Option(
+        ("-hff", "--hf-file"),
+        "file of that repository, overrides the quant",
+        str,
+        "FILE",
+        env="LLAMA_ARG_HF_FILE",
+    ),
+    Option(
+        ("-c", "--ctx-size"),
+        "tokens of context, 0 = what the model was trained for",
+        integer(0),
+        "N",
+        0,
+        env="LLAMA_ARG_CTX_SIZE",
+    ),
+    Option(
+        ("-b", "--batch-size"),
+        "tokens per step, of all sequences",
+        integer(1),
+        "N",
+        N_BATCH,
+        env="LLAMA_ARG_BATCH",
+    ),
+    Option(("-np", "--parallel"), "sequences at a time", integer(1, 4096), "N", 1, env="LLAMA_ARG_N_PARALLEL"),
+    Option(
+        ("-cram", "--cache-ram"),
+        "MiB of host memory for idle prefixes",
+        integer(0),
+        "MIB",
+        0,
+        env="LLAMA_ARG_CACHE_RAM",
+    ),
+    Option(("-t", "--threads"), "CPU threads", integer(1, 4096), "N", env="LLAMA_ARG_THREADS"),
+    Option(("-dev", "--device"), "device to use, see --list-devices", str, "NAME", env="LLAMA_ARG_DEVICE"),
+    Option(
+        ("-ngl", "--gpu-layers", "--n-gpu-layers"),
+        "layers on the GPU: a number, auto or all",
+        layer_count,
+        "N",
+        env="LLAMA_ARG_N_GPU_LAYERS",
+    ),
+    Option(
+        ("-fa", "--flash-attn"),
+        "fused attention: on, off or auto",
+        one_of("on", "off", "auto"),
+        "WHEN",
+        "auto",
+        env="LLAMA_ARG_FLASH_ATTN",
+    ),
+    *(
+        Option(
+            (short, f"--cache-type-{letter}"),
+            f"type of the cache's {what}: {', '.join(CACHE_TYPES)}; without it, as they are computed",
+            one_of(*CACHE_TYPES),
+            "TYPE",
+            env=f"LLAMA_ARG_CACHE_TYPE_{letter.upper()}",
+        )
+        for short, letter, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values"))
+    ),
+    Option(
+        ("--route",),
+        "on a GPU, multiply quantised weights with 8-bit activations where that is faster (int8) or never (exact)",
+        one_of("int8", "exact"),
+        "ROUTE",
+        "int8",
+    ),
+    Option(("--batch-invariant",), "on a GPU, let no result depend on what else is in the batch"),
+    Option(("--mmap",), "map the file into memory", default=True, off=("--no-mmap",)),
+    Option(
+        ("--dequantize",),
+        "decode quantised weights when loading: on, off or auto",
+        one_of("on", "off", "auto"),
+        "WHEN",
+        "auto",
+    ),
+    Option(("--weight-type",), "what they are decoded to: auto, f32, bf16 or f16", dtype, "TYPE"),
+]
+
+
+def load_llm(values: dict[str, Any], **more: Any) -> LLM:
+    """The model that a command's options ask for. more: arguments of LLM that they do not cover."""
+    model = values["model"]
+    if values["hf_repo"]:
+        model = fetch_model(values["hf_repo"], values["hf_file"])
+    elif values["hf_file"]:
+        raise UsageError("--hf-file needs --hf-repo")
+    return LLM(
+        model,
+        device=values["device"],
+        n_gpu_layers=values["n_gpu_layers"],
+        n_ctx=values["ctx_size"],
+        n_batch=values["batch_size"],
+        max_seqs=values["parallel"],
+        cache_ram=values["cache_ram"],
+        n_threads=values["threads"],
+        dequantize=values["dequantize"],
+        weight_dtype=values["weight_type"],
+        flash_attn=values["flash_attn"],
+        cache_type_k=values["cache_type_k"],
+        cache_type_v=values["cache_type_v"],
+        route=values["route"],
+        batch_invariant=values["batch_invariant"],
+        use_mmap=values["mmap"],
+        progress=sys.stderr.isatty(),
+        **more,
+    )

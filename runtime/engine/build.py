@@ -1,0 +1,119 @@
+"""From a loaded model to an engine: options, memory, parts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...loaders.stored import ModelSource
+from ...quant.cache_types import plain_type
+from ..cache import PagedCache
+from ..config import ModelConfig
+from ..decoder import Decoder
+from ..devices import activation_dtype, list_devices
+from ..memory import MIB, MemoryOptions, MemoryPlan, plan_memory
+from ..model import ModelOptions, Plan
+from ..sampling import BatchSampler
+from .engine import Engine
+from .graphs import Capture, CudaCapture
+from .pages import GroupSpec, PagePool
+from .runner import Runner
+from .scheduler import Scheduler
+from .vocabulary import Vocabulary
+
+N_BATCH = 512
+MAX_SEQS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How requests run together.
+
+    n_batch: tokens of a step, of all sequences together. max_seqs: sequences that run at a time. max_queue: requests
+    that may wait for their turn, None for any number. cache_tokens: tokens that the cache holds; None for as many as
+    max_seqs contexts have, or as fit into memory. cache_ram: MiB of host memory for idle prefixes.
+    prefix_sharing: whether requests share the cache of prompts that begin alike. graphs: on a GPU, whether decode steps
+    are captured. overlap: whether a step begins before the host knows the results of the last; None: on a GPU.
+    """
+
+    n_batch: int = N_BATCH
+    max_seqs: int = MAX_SEQS
+    max_queue: int | None = None
+    cache_tokens: int | None = None
+    cache_ram: int = 0
+    prefix_sharing: bool = True
+    graphs: bool = True
+    overlap: bool | None = None
+
+    def __post_init__(self) -> None:
+        lowest = {"n_batch": 1, "max_seqs": 1, "max_queue": 1, "cache_tokens": 1, "cache_ram": 0}
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, found {value}")
+
+
+def engine_memory(
+    source: ModelSource, config: ModelConfig, plan: Plan, model: ModelOptions, options: EngineOptions, *, use_mmap: bool
+) -> MemoryPlan:
+    """How memory is divided. ValueError where it does not suffice, saying what would fit."""
+    k_type, v_type = cache_type_names(plan, model)
+    wanted = MemoryOptions(
+        n_ctx=model.n_ctx,
+        n_batch=options.n_batch,
+        max_seqs=options.max_seqs,
+        k_type=k_type,
+        v_type=v_type,
+        cache_ram_bytes=options.cache_ram * MIB,
+        pool_tokens=options.cache_tokens,
+        use_mmap=use_mmap,
+        fused_attention=model.flash_attn != "off",
+    )
+    return plan_memory(source, config, plan, wanted, {info.device: info for info in list_devices()})
+
+
+def cache_type_names(plan: Plan, model: ModelOptions) -> tuple[str, str]:
+    plain = plain_type(activation_dtype(plan.layer_devices[0]))
+    return model.cache_type_k or plain, model.cache_type_v or plain
+
+
+def make_engine(
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    *,
+    n_ctx: int,
+    k_type: str,
+    v_type: str,
+    groups: Sequence[GroupSpec],
+    options: EngineOptions,
+    capture: Capture | None = None,
+) -> Engine:
+    """An engine over a model. groups: the memory of each of its cache groups.
+
+    capture: how steps are captured, where graphs are wanted; by default CUDA's way where all layers are on one GPU.
+    """
+    devices = [layer.ops.device for layer in decoder.layers]
+    n_pages, n_host_pages = [spec.n_pages for spec in groups], [spec.n_host_pages for spec in groups]
+    cache = PagedCache(decoder.config, devices, k_type, v_type, n_pages, n_host_pages)
+    scheduler = Scheduler(
+        PagePool(groups, share=options.prefix_sharing),
+        n_ctx=n_ctx,
+        n_batch=options.n_batch,
+        max_seqs=options.max_seqs,
+        max_queue=sys.maxsize if options.max_queue is None else options.max_queue,
+        eog_ids=vocabulary.eog_ids,
+    )
+    output = decoder.output_ops.device
+    if capture is None and {output, decoder.input_ops.device, *devices} == {output} and output.type == "cuda":
+        capture = CudaCapture()
+    runner = Runner(
+        decoder,
+        cache,
+        BatchSampler(decoder.n_vocab, options.max_seqs, output, max_history=n_ctx),
+        max_seqs=options.max_seqs,
+        n_ctx=n_ctx,
+        capture=capture if options.graphs else None,
+    )
+    overlap = output.type == "cuda" if options.overlap is None else options.overlap
+    return Engine(scheduler, runner, vocabulary, overlap=overlap)

@@ -1,0 +1,143 @@
+"""A sequence's keys and values in a file, to go on from them later or elsewhere.
+
+A safetensors file: `tokens` int32 [n_tokens]; for every layer, side and plane `blk.{layer}.{k|v}.{plane}`
+[n_pages, page_size, n_kv_heads, width], of layers with a window only the pages that the next token sees. Its metadata
+says which model and which cache types they belong to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..decoder import Decoder
+from ..layers import Linear
+from ..ops import Weight
+from .engine import Engine
+from .pages import NULL_PAGE, PAGE_SIZE
+
+FORMAT, VERSION = "naiad.cache", "1"
+
+
+def save_cache(engine: Engine, path: str | os.PathLike[str], tokens: Sequence[int]) -> int:
+    """Writes what the cache holds of these tokens; how many. ValueError where that is none.
+
+    The file is written beside its place and then moved there, so that it is whole or not there.
+    """
+    pool, cache = engine.scheduler.pool, engine.runner.cache
+    found = pool.find(tokens)
+    n_tokens, lists = found or (0, [])
+    cache.move(pool.take_moves())
+    if not n_tokens:
+        raise ValueError("the cache holds nothing of these tokens")
+    try:
+        contents = {"tokens": torch.tensor(tokens[:n_tokens], dtype=torch.int32)}
+        for group, pages in enumerate(lists):
+            numbers = _present(pages)
+            contents |= {name: plane[numbers.to(plane.device)].cpu() for name, plane in cache.planes(group)}
+    finally:
+        pool.release(lists, tokens[:n_tokens])
+    target = Path(path)
+    unfinished = target.with_name(target.name + ".part")
+    save_file(contents, unfinished, _metadata(engine))
+    unfinished.replace(target)
+    return n_tokens
+
+
+def restore_cache(engine: Engine, path: str | os.PathLike[str]) -> int:
+    """Puts a file's content into the cache as an idle prefix; the number of tokens.
+
+    ValueError for a file that is damaged, of another model, of other cache types, or larger than the cache.
+    """
+    pool, cache = engine.scheduler.pool, engine.runner.cache
+    try:
+        with safe_open(path, "pt") as file:
+            _check_metadata(path, file.metadata() or {}, _metadata(engine))
+            tokens = _checked_tokens(path, file.get_tensor("tokens"), engine)
+            contents = [
+                [_checked_plane(path, name, file.get_tensor(name), plane, n_pages) for name, plane in cache.planes(g)]
+                for g, n_pages in enumerate(pool.n_kept_pages(len(tokens)))
+            ]
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole file of a cache: {error}") from None
+    lists = pool.adopt(tokens)
+    if lists is None:
+        raise ValueError(f"{path}: its {len(tokens)} tokens do not fit into the cache beside what is running")
+    cache.move(pool.take_moves())
+    for group, pages in enumerate(lists):
+        numbers = _present(pages)
+        for (_, plane), content in zip(cache.planes(group), contents[group], strict=True):
+            plane[numbers.to(plane.device)] = content.to(plane.device)
+    pool.release(lists, tokens)
+    return len(tokens)
+
+
+def _present(pages: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([page for page in pages if page != NULL_PAGE], dtype=torch.int64)
+
+
+def _checked_plane(
+    path: str | os.PathLike[str], name: str, found: torch.Tensor, plane: torch.Tensor, n_pages: int
+) -> torch.Tensor:
+    expected = [n_pages, *plane.shape[1:]]
+    if list(found.shape) != expected or found.dtype != plane.dtype:
+        wanted = f"{plane.dtype} {expected}"
+        raise ValueError(f"{path}: expected {name} as {wanted}, found {found.dtype} {list(found.shape)}")
+    return found
+
+
+def _metadata(engine: Engine) -> dict[str, str]:
+    layer = engine.runner.cache.layers[0]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": fingerprint(engine.runner.decoder),
+        "k_type": layer.k.type.name,
+        "v_type": layer.v.type.name,
+        "page_size": str(PAGE_SIZE),
+    }
+
+
+def _check_metadata(path: str | os.PathLike[str], found: dict[str, str], expected: dict[str, str]) -> None:
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise ValueError(f"{path}: expected a cache file with {key} {value}, found {found.get(key, 'none')}")
+
+
+def _checked_tokens(path: str | os.PathLike[str], tokens: torch.Tensor, engine: Engine) -> list[int]:
+    n_vocab, capacity = engine.vocabulary.n_vocab, engine.scheduler.pool.capacity
+    if tokens.dtype != torch.int32 or tokens.dim() != 1 or not 1 <= len(tokens) <= capacity:
+        expected = f"tokens as int32, 1 … {capacity}"
+        raise ValueError(f"{path}: expected {expected}, found {tokens.dtype} {list(tokens.shape)}")
+    if not bool(((tokens >= 0) & (tokens < n_vocab)).all()):
+        raise ValueError(f"{path}: there are token ids outside 0 … {n_vocab - 1}")
+    numbers: list[int] = tokens.tolist()
+    return numbers
+
+
+def fingerprint(decoder: Decoder) -> str:
+    """What tells models apart: the configuration and the first row of every matrix, as far as 16 bits show it."""
+    digest = hashlib.blake2b(repr(decoder.config).encode(), digest_size=16)
+    for weight in _matrices(decoder):
+        row = weight.dense(0, 1, torch.float32).to("cpu", torch.bfloat16)
+        digest.update(row.contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _matrices(decoder: Decoder) -> Iterator[Weight]:
+    """Every matrix, of stacks of them the first."""
+    yield decoder.token_embd
+    for half in (half for layer in decoder.layers for half in (layer.attention, layer.mlp)):
+        for part in (getattr(half, field.name) for field in fields(half)):
+            if isinstance(part, Linear):
+                yield part.weight
+            elif hasattr(part, "expert"):
+                yield part.expert(0)
+    yield decoder.output.weight

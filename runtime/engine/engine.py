@@ -1,0 +1,288 @@
+"""The engine: takes requests at any time, runs them together step by step, hands out tokens as they come.
+
+One thread steps; others may submit and cancel meanwhile, and never wait for the device to do so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from ..sampling import BreakerTable, SamplingParams
+from .request import Request
+from .runner import Logprobs, Results, Runner
+from .scheduler import Scheduler, Step
+from .vocabulary import Vocabulary
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token's logprob, and the likeliest tokens of its place with theirs.
+
+    Natural logarithms of probabilities before all samplers; with post_sampling_probs, the probabilities after them.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(eq=False, slots=True)
+class Handle:
+    """A request under way and what has come out of it.
+
+    tokens: what was generated. finish_reason: None while it runs, then "stop", "length", "cancelled", "timeout" or
+    "error" (`error` says which). Times are of time.perf_counter; started: when its first step began.
+    listener: called from the stepping thread when something has come.
+    """
+
+    request: Request
+    params: SamplingParams
+    breakers: BreakerTable
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str | None = None
+    submitted: float = 0.0
+    started: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+    listener: Callable[[], None] | None = None
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def n_cached(self) -> int:
+        return self.request.n_cached
+
+
+class Engine:
+    """Requests in, tokens out.
+
+    overlap: starts a step before the results of the one before have reached the host. A request that ends then takes
+    part in one step more, in vain.
+    """
+
+    def __init__(self, scheduler: Scheduler, runner: Runner, vocabulary: Vocabulary, *, overlap: bool) -> None:
+        self.scheduler, self.runner, self.vocabulary, self.overlap = scheduler, runner, vocabulary, overlap
+        # Held while the scheduler is asked, never while the device works; and while a step is under way.
+        self._lock, self._stepping = threading.Lock(), threading.Lock()
+        self._handles: dict[Request, Handle] = {}
+        self._open: dict[Request, int] = {}
+        self._in_flight: tuple[Step, Results] | None = None
+        self._calls: deque[Callable[[], None]] = deque()
+        self._leaving: deque[Request] = deque()
+        self.n_steps = 0
+        # A thread that steps by itself (thread.py) is woken when there is something to do.
+        self.threaded = False
+        self.wake: Callable[[], None] = lambda: None
+
+    # ---- from any thread ----
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_prompt: bool = True,
+        listener: Callable[[], None] | None = None,
+    ) -> Handle:
+        """A new request. timeout: seconds from now after which it ends.
+
+        ValueError for what cannot be run at all, QueueFull where too many are waiting.
+        """
+        params = params or SamplingParams()
+        self.vocabulary.check(prompt, params)
+        request = Request(
+            prompt=list(prompt),
+            max_tokens=params.max_tokens,
+            priority=priority,
+            deadline=float("inf") if timeout is None else self.scheduler.clock() + timeout,
+            cache_prompt=cache_prompt,
+            ignore_eos=params.ignore_eos,
+        )
+        # In the caller's thread, as it may take a moment that running streams should not wait for.
+        breakers = self.vocabulary.breakers(params)
+        handle = Handle(request, params, breakers, submitted=time.perf_counter(), listener=listener)
+        with self._lock:
+            self.scheduler.submit(request)
+            self._handles[request] = handle
+        self.wake()
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        """Ends a request; no later step computes for it. Nothing happens if it has ended."""
+        self._leaving.append(handle.request)
+        # A step under way still reads its pages; then the next step begins with this.
+        if self._stepping.acquire(blocking=False):
+            try:
+                self._cancel()
+            finally:
+                self._stepping.release()
+        self.wake()
+
+    def between_steps(self, function: Callable[[], T]) -> T:
+        """Runs a function while no step is under way, in this thread or in the one that steps; what it returns.
+
+        The function may use the cache and the scheduler's pool, and must not call the engine.
+        """
+        if not self.threaded:
+            with self._stepping:
+                self._collect()
+                with self._lock:
+                    return function()
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._calls.append(call)
+        self.wake()
+        return future.result()
+
+    def forget(self) -> None:
+        """Drops all idle prefixes."""
+        self.between_steps(self.scheduler.pool.forget)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._calls) or self._in_flight is not None or bool(self._handles)
+
+    # ---- from the stepping thread ----
+
+    def step(self) -> bool:
+        """One step; false if there was nothing to do.
+
+        What goes wrong on the device ends the requests of that step with an error, the others go on.
+        """
+        with self._stepping:
+            called = self._call()
+            self._cancel()
+            with self._lock:
+                step = self.scheduler.schedule()
+                ended = self.scheduler.take_ended()
+            # A slot that has become free may have been given away in this schedule: closed before it is opened again.
+            self._finish(ended)
+            launched = self._launch(step) if step is not None else None
+            if not self.overlap:
+                self._in_flight = launched
+            collected = self._collect()
+            if self.overlap:
+                self._in_flight = launched
+            with self._lock:
+                ended_now = self.scheduler.take_ended()
+            self._finish(ended_now)
+            return bool(called or ended or launched or collected or ended_now)
+
+    def _cancel(self) -> None:
+        """Cancels the requests that are to leave."""
+        with self._lock:
+            while self._leaving:
+                self.scheduler.cancel(self._leaving.popleft())
+            ended = self.scheduler.take_ended()
+        self._finish(ended)
+
+    def _call(self) -> bool:
+        """Does what was asked for between steps; false if nothing was."""
+        if not self._calls:
+            return False
+        self._collect()
+        with self._lock:
+            self._calls.popleft()()
+        return True
+
+    def synchronize(self) -> None:
+        """Waits for the device."""
+        if self.runner.device.type == "cuda":
+            torch.cuda.synchronize(self.runner.device)
+
+    def abort_all(self, reason: str) -> None:
+        """Ends every request with an error."""
+        with self._stepping, self._lock:
+            self.scheduler.abort_all(reason)
+            self._in_flight = None
+            self._finish(self.scheduler.take_ended())
+
+    def _launch(self, step: Step) -> tuple[Step, Results] | None:
+        self.n_steps += 1
+        now = time.perf_counter()
+        try:
+            for row in step.rows:
+                request = row.request
+                if request not in self._open:
+                    handle = self._handles[request]
+                    handle.started = now
+                    self.vocabulary.open(
+                        self.runner.sampler, request.slot, request.prompt, handle.params, handle.breakers
+                    )
+                    self._open[request] = request.slot
+            return step, self.runner.launch(step)
+        except Exception as error:
+            self._fail(step, error)
+            return None
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        """Ends the requests of a step that went wrong."""
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        with self._lock:
+            self.scheduler.fail(step, f"{type(error).__name__}: {error}")
+
+    def _collect(self) -> bool:
+        """Takes the results of the step under way; false if there is none."""
+        if self._in_flight is None:
+            return False
+        step, results = self._in_flight
+        self._in_flight = None
+        try:
+            sampled, logprobs = results.wait()
+        except Exception as error:
+            self._fail(step, error)
+            return True
+        with self._lock:
+            accepted = self.scheduler.complete(step, sampled)
+        places = {row.request: place for place, row in enumerate(results.rows)} if logprobs else {}
+        now = time.perf_counter()
+        for request, token in accepted:
+            handle = self._handles[request]
+            if not handle.tokens:
+                handle.first_token = now
+            handle.last_token = now
+            if request in places and places[request] in logprobs:
+                handle.logprobs.append(_token_logprobs(token, logprobs[places[request]], handle.params.n_probs))
+            handle.tokens.append(token)
+            if handle.listener is not None:
+                handle.listener()
+        return True
+
+    def _finish(self, ended: Sequence[Request]) -> None:
+        """Closes what has ended and tells who waits for it."""
+        for request in ended:
+            slot = self._open.pop(request, None)
+            if slot is not None:
+                self.runner.sampler.close(slot)
+            handle = self._handles.pop(request)
+            handle.finish_reason, handle.error = request.finish_reason, request.error
+            if handle.listener is not None:
+                handle.listener()
+
+
+def _token_logprobs(token: int, found: Logprobs, n_probs: int) -> TokenLogprobs:
+    top = zip(found.top_ids[:n_probs], found.top_logprobs[:n_probs], strict=True)
+    return TokenLogprobs(token, found.logprob, tuple(top))

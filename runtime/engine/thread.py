@@ -1,0 +1,38 @@
+"""A thread that does an engine's steps, so that whoever submits requests need not."""
+
+from __future__ import annotations
+
+import threading
+
+from .engine import Engine
+
+
+class EngineThread:
+    """Steps while there is work, sleeps while there is none. If stepping itself fails, every request ends with that
+    error, and so does every later one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._work, self._closing = threading.Event(), False
+        engine.threaded, engine.wake = True, self._work.set
+        self._thread = threading.Thread(target=self._run, name="naiad engine", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._work.clear()
+            try:
+                busy = self.engine.step()
+            except Exception as error:
+                self.engine.abort_all(f"the engine has stopped: {type(error).__name__}: {error}")
+                busy = False
+            if not busy and not self._closing:
+                self._work.wait()
+
+    def close(self) -> None:
+        """Ends what is running and waits for the thread."""
+        self._closing = True
+        self._work.set()
+        self._thread.join()
+        self.engine.threaded = False
+        self.engine.abort_all("the engine was closed")

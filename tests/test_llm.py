@@ -1,0 +1,295 @@
+"""The Python API over the demo model: lists, streams, chats, threads, asyncio, cache files."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from naiad import LLM, AsyncLLM, SamplingParams
+from naiad.runtime.engine.request import QueueFull
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+PROMPTS = ["Once upon a time", "One day a great storm came", "The wind howled and", "Once upon a time there was"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(device="cpu", max_seqs=8) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def alone(llm: LLM) -> list[str]:
+    """What each prompt gives by itself."""
+    return [llm.generate(prompt, GREEDY).text for prompt in PROMPTS]
+
+
+def test_a_list_of_prompts_gives_a_list(llm: LLM, alone: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    completions = llm.generate(PROMPTS, GREEDY, progress=True)
+    assert [c.text for c in completions] == alone
+    assert "4/4" in capsys.readouterr().err
+    tokens = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert [c.text for c in llm.generate(tokens, GREEDY)] == alone
+
+
+def test_each_prompt_may_have_params_of_its_own(llm: LLM, alone: list[str]) -> None:
+    params = [GREEDY, SamplingParams(temperature=0, max_tokens=3)]
+    long, short = llm.generate(PROMPTS[:2], params)
+    assert long.text == alone[0]
+    assert len(short.tokens) == 3
+    with pytest.raises(ValueError, match="each of 2 prompts, found 1"):
+        llm.generate(PROMPTS[:2], params[:1])
+
+
+def test_nothing_runs_when_one_prompt_of_many_is_impossible(llm: LLM) -> None:
+    n_steps = llm.engine.n_steps
+    with pytest.raises(ValueError, match="prompt 1: the prompt has no tokens"):
+        llm.generate([[1, 2], []], GREEDY)
+    assert not llm.engine.has_work
+    assert llm.engine.n_steps == n_steps
+
+
+def test_no_prompt_is_an_error(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="no tokens"):
+        llm.generate([], GREEDY)
+
+
+def test_a_prompt_longer_than_the_context(llm: LLM) -> None:
+    with pytest.raises(ValueError, match=r"513"):
+        llm.generate([5] * 513, GREEDY)
+
+
+def test_streams_advance_together(llm: LLM, alone: list[str]) -> None:
+    """Whoever asks for a piece makes a step for all."""
+    streams = [llm.start(prompt, GREEDY) for prompt in PROMPTS]
+    n_steps = llm.engine.n_steps
+    texts = ["".join(stream) for stream in streams]
+    assert texts == alone
+    assert llm.engine.n_steps - n_steps <= GREEDY.max_tokens + 2
+
+
+def test_a_stream_that_is_left_ends_its_request(llm: LLM) -> None:
+    stream = llm.stream(PROMPTS[0], SamplingParams(temperature=0, max_tokens=400, ignore_eos=True))
+    next(stream)
+    assert llm.engine.has_work
+    stream.close()  # type: ignore[attr-defined]
+    assert not llm.engine.has_work
+
+
+def test_a_stop_text_ends_the_request(llm: LLM, alone: list[str]) -> None:
+    stop = alone[0].split()[3]
+    completion = llm.generate(PROMPTS[0], GREEDY, stop=(stop,))
+    assert completion.finish_reason == "stop"
+    assert completion.text == alone[0][: alone[0].index(stop)]
+    assert not llm.engine.has_work
+
+
+def test_a_chat_finds_its_history_in_the_cache(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Tell me a story about a dog."}]
+    first = llm.chat(messages, temperature=0, max_tokens=40)
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "Who are you?"}]
+    second = llm.chat(messages, temperature=0, max_tokens=5)
+    assert second.timings.n_cached >= first.timings.n_prompt
+    assert llm.chat(messages, temperature=0, max_tokens=5).text == second.text
+
+
+def test_an_error_while_running(llm: LLM, alone: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(*args: object) -> torch.Tensor:
+        raise RuntimeError("the kernel failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(llm.decoder), "hidden", hidden)
+        with pytest.raises(RuntimeError, match="the kernel failed"):
+            llm.generate(PROMPTS[0], GREEDY)
+        completions = llm.generate(PROMPTS, GREEDY)
+        assert {c.finish_reason for c in completions} == {"error"}
+        assert all("the kernel failed" in str(c.error) for c in completions)
+    assert llm.generate(PROMPTS[0], GREEDY).text == alone[0]
+
+
+def test_logprobs_come_with_the_completion(llm: LLM) -> None:
+    completion = llm.generate(PROMPTS[0], GREEDY, n_probs=2)
+    assert [p.token for p in completion.logprobs] == list(completion.tokens)
+    assert all(p.top[0] == (p.token, p.logprob) for p in completion.logprobs)
+
+
+def test_several_threads(llm: LLM, alone: list[str]) -> None:
+    found: dict[int, str] = {}
+
+    def work(i: int) -> None:
+        found[i] = llm.generate(PROMPTS[i], GREEDY).text
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(PROMPTS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [found[i] for i in range(len(PROMPTS))] == alone
+
+
+# ---- asyncio ----
+
+
+@pytest.fixture
+def asynchronous(llm: LLM) -> Iterator[AsyncLLM]:
+    """An AsyncLLM over the same model, which stays open."""
+    wrapped = AsyncLLM(llm)
+    yield wrapped
+    wrapped._thread.close()
+
+
+def run(coroutine: Callable[[], object]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(coroutine(), 60)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+
+
+def test_gathered_requests(asynchronous: AsyncLLM, alone: list[str]) -> None:
+    async def work() -> None:
+        completions = await asyncio.gather(*(asynchronous.generate(prompt, GREEDY) for prompt in PROMPTS))
+        assert [c.text for c in completions] == alone
+        pieces = [piece async for piece in asynchronous.stream(PROMPTS[0], GREEDY)]
+        assert "".join(pieces) == alone[0]
+        assert len(pieces) > 3
+        with pytest.raises(ValueError, match="no tokens"):
+            await asynchronous.generate([], GREEDY)
+
+    run(work)
+
+
+def test_a_task_that_is_cancelled_ends_its_request(asynchronous: AsyncLLM, alone: list[str]) -> None:
+    endless = SamplingParams(temperature=0, ignore_eos=True)
+    engine = asynchronous.llm.engine
+
+    async def work() -> None:
+        task = asyncio.create_task(asynchronous.generate(PROMPTS[0], endless))
+        async for _ in asynchronous.stream(PROMPTS[1], endless):
+            break
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await asynchronous.generate(PROMPTS[2], GREEDY)).text == alone[2]
+
+    run(work)
+    asynchronous._thread.close()
+    assert not engine.has_work
+
+
+def test_the_loop_is_never_blocked(asynchronous: AsyncLLM) -> None:
+    """While requests run, a timer of 5 ms fires again and again."""
+
+    async def work() -> None:
+        tasks = [asyncio.create_task(asynchronous.generate(p, GREEDY, max_tokens=40)) for p in PROMPTS * 2]
+        n_ticks = 0
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0.005)
+            n_ticks += 1
+        assert n_ticks > 5
+
+    run(work)
+
+
+def test_an_engine_that_stops_tells_everybody(
+    llm: LLM, asynchronous: AsyncLLM, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def schedule() -> None:
+        raise AssertionError("a mistake of ours")
+
+    async def work() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(llm.engine.scheduler, "schedule", schedule)
+            with pytest.raises(RuntimeError, match="the engine has stopped: AssertionError: a mistake of ours"):
+                await asynchronous.generate(PROMPTS[0], GREEDY)
+        assert (await asynchronous.generate(PROMPTS[0], GREEDY)).text == alone[0]
+
+    run(work)
+
+
+def test_a_bounded_queue() -> None:
+    async def work() -> None:
+        async with AsyncLLM(device="cpu", max_seqs=1, max_queue=1) as llm:
+            tasks = [asyncio.create_task(llm.generate(PROMPTS[0], GREEDY)) for _ in range(12)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [r for r in results if isinstance(r, QueueFull)]
+        served = [r for r in results if not isinstance(r, BaseException)]
+        assert len(refused) + len(served) == 12
+        assert refused
+        assert served
+
+    run(work)
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("types", [("f32", "f32"), ("q8_0", "q4_1"), ("fp8", "bf16")], ids=str)
+def test_a_cache_goes_to_a_file_and_back(types: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    prompt = list(range(3, 103))
+    with LLM(device="cpu", cache_type_k=types[0], cache_type_v=types[1], max_seqs=2) as one:
+        expected = one.generate(prompt, GREEDY)
+        assert one.save_cache(path, prompt) == 100
+    with LLM(device="cpu", cache_type_k=types[0], cache_type_v=types[1], max_seqs=2) as other:
+        assert other.restore_cache(path) == 100
+        found = other.generate(prompt, GREEDY)
+        assert found.timings.n_cached == 99
+        assert found.tokens == expected.tokens
+
+
+def test_only_what_fits_is_restored(llm: LLM, tmp_path: Path) -> None:
+    prompt = list(range(3, 73))
+    llm.generate(prompt, GREEDY)
+    path = tmp_path / "cache"
+    assert llm.save_cache(path, [*prompt, 7, 7, 7]) == 70
+    with pytest.raises(ValueError, match="holds nothing"):
+        llm.save_cache(path, [9] * 40)
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, "expected a cache file with k_type q8_0, found f32"),
+        ({"cache_tokens": 64, "n_ctx": 64}, r"int32, 1 … 64, found torch.int32 \[70\]"),
+    ]
+    for options, message in others:
+        with LLM(device="cpu", max_seqs=1, **options) as other, pytest.raises(ValueError, match=message):
+            other.restore_cache(path)
+    contents = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    data = path.read_bytes()
+    damaged = tmp_path / "damaged"
+    cases = [
+        ({"model": "x"}, contents, "with model .*, found x"),
+        ({"version": "2"}, contents, "with version 1, found 2"),
+        ({"format": ""}, contents, "with format naiad.cache, found"),
+        ({}, {**contents, "tokens": contents["tokens"][:5]}, r"expected blk.0.k.0 as torch.float32 \[1, 32"),
+        ({}, {**contents, "tokens": contents["tokens"] - 9}, "token ids outside"),
+        ({}, {**contents, "tokens": contents["tokens"][:0]}, "expected tokens as int32"),
+        ({}, {**contents, "blk.0.k.0": contents["blk.0.k.0"].half()}, "expected blk.0.k.0 as torch.float32"),
+        ({}, {k: v for k, v in contents.items() if k != "blk.1.v.0"}, "not a whole file"),
+    ]
+    for changes, tensors, message in cases:
+        save_file(tensors, damaged, {**metadata, **changes})
+        with pytest.raises(ValueError, match=message):
+            llm.restore_cache(damaged)
+    for cut in (0, 4, 100, len(data) - 1):
+        damaged.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match="not a whole file"):
+            llm.restore_cache(damaged)
+    with pytest.raises(FileNotFoundError):
+        llm.restore_cache(tmp_path / "nowhere")
+
+
+def test_a_closed_model_is_gone() -> None:
+    llm = LLM(device="cpu", max_seqs=1)
+    generation = llm.start(PROMPTS[0], GREEDY)
+    llm.close()
+    assert "".join(generation) == ""
+    assert generation.finish_reason == "error"
+    llm.close()
