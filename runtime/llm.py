@@ -27,7 +27,7 @@ from .engine.vocabulary import Vocabulary
 from .generation import Completion, Generation
 from .memory import MemoryPlan
 from .model import ModelOptions, load_model, plan_model, read_model_config
-from .sampling import SamplingParams
+from .sampling import SamplingParams, recommended_params
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -43,6 +43,8 @@ class LLM:
     ModelOptions.
     chat_template: a built-in template's name or Jinja text in place of the model's own.
     progress: shows a bar on stderr while loading.
+
+    default_params: what is sampled where a request does not say: llama.cpp's defaults, or what the file recommends.
 
     Raises OSError for a file that cannot be read, ValueError for everything that a file or an option has wrong.
     """
@@ -104,6 +106,7 @@ class LLM:
         source = open_model(self.path, use_mmap=use_mmap)
         self.kv = source.kv
         self.tokenizer = Tokenizer.from_kv(source.kv)
+        self.default_params = recommended_params(source.kv)
         self.chat_template = self._template(chat_template)
         self.memory = self._plan_memory(source, options, engine_options, use_mmap)
         options = replace(options, n_ctx=self.memory.n_ctx)
@@ -257,7 +260,7 @@ class LLM:
         It advances whenever one of the LLM's generations is iterated over. priority: higher ones run first. timeout:
         seconds after which it ends. cache_prompt: whether it uses and leaves prefixes in the cache.
         """
-        params = replace(params or SamplingParams(), **changes) if changes else params or SamplingParams()
+        params = replace(params or self.default_params, **changes)
         tokens = self.tokenize(prompt)
         handle = self.engine.submit(tokens, params, priority=priority, timeout=timeout, cache_prompt=cache_prompt)
         return Generation(self.engine, handle, self.tokenizer)

@@ -74,10 +74,21 @@ def finish(engine: Engine, limit: int = 10_000) -> None:
     assert not engine.has_work, "the engine has work and does nothing"
 
 
+_FOUND: dict[tuple[object, ...], tuple[list[int], Decoder]] = {}
+
+
 def greedy(
     decoder: Decoder, prompt: Sequence[int], n: int, k_type: str | None = None, v_type: str | None = None
 ) -> list[int]:
-    """The likeliest tokens, one after another, without an engine."""
+    """The likeliest tokens, one after another, without an engine; computed once."""
+    key = id(decoder), tuple(prompt), n, k_type, v_type
+    if key not in _FOUND:
+        # The decoder is kept, so that nothing else can come to have its id.
+        _FOUND[key] = _greedy(decoder, prompt, n, k_type, v_type), decoder
+    return _FOUND[key][0]
+
+
+def _greedy(decoder: Decoder, prompt: Sequence[int], n: int, k_type: str | None, v_type: str | None) -> list[int]:
     session = Session(decoder, len(prompt) + n, k_type=k_type, v_type=v_type)
     tokens = [int(session.logits(prompt)[-1].argmax())]
     while len(tokens) < n:

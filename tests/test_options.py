@@ -9,7 +9,7 @@ from naiad.runtime.cli.options import Option, Parser, UsageError, integer, numbe
 from naiad.runtime.cli.run import PARSER
 
 ACCEPTED: list[tuple[list[str], dict[str, Any]]] = [
-    ([], {"ctx_size": 0, "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0}),
+    ([], {"ctx_size": 0, "batch_size": 512, "parallel": 1, "cache_ram": 0, "flash_attn": "auto", "temperature": None}),
     (["-m", "x.gguf"], {"model": "x.gguf"}),
     (["--n_gpu_layers", "3"], {"n_gpu_layers": 3}),
     (["-ngl", "all"], {"n_gpu_layers": None}),

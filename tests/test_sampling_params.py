@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from naiad.runtime.sampling import RANDOM_SEED, BatchSampler, SamplingParams, sampler_names
+from naiad.runtime.sampling import RANDOM_SEED, BatchSampler, SamplingParams, recommended_params, sampler_names
 from naiad.runtime.sampling.breakers import BreakerFinder
 
 DEFAULT = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
@@ -180,3 +180,18 @@ def test_breakers_are_found_in_and_across_tokens() -> None:
 def test_numpy_numbers_are_numbers() -> None:
     params = SamplingParams(top_k=np.int64(5), temperature=np.float32(0.5))
     assert (params.top_k, params.temperature) == (5, 0.5)
+
+
+def test_a_file_recommends_and_the_impossible_is_passed_over() -> None:
+    kv = {
+        "general.sampling.temp": 0.6,
+        "general.sampling.top_k": 20,
+        "general.sampling.penalty_last_n": 7,
+        "general.sampling.sequence": "top_k;temperature",
+    }
+    expected = SamplingParams(temperature=0.6, top_k=20, repeat_last_n=7, samplers=("top_k", "temperature"))
+    assert recommended_params(kv) == expected
+    with pytest.warns(UserWarning, match=r"general.sampling.min_p is passed over: min_p cannot be 'much'"):
+        assert recommended_params({**kv, "general.sampling.min_p": "much"}) == expected
+    with pytest.warns(UserWarning, match=r"general.sampling.sequence is passed over"):
+        assert recommended_params({"general.sampling.sequence": "best"}) == SamplingParams()

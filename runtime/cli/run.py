@@ -52,7 +52,7 @@ PROGRAM_OPTIONS = [
 ]
 PARSER = Parser(
     "run",
-    "Generates text from a prompt, or chats.",
+    "Generates text from a prompt, or chats. Where a model's file recommends sampling, that goes before the defaults.",
     [*MODEL_OPTIONS, *SAMPLING_OPTIONS, *PROMPT_OPTIONS, *PROGRAM_OPTIONS],
 )
 
@@ -63,8 +63,10 @@ def main(values: dict[str, Any]) -> int:
     if values["list_devices"]:
         return _print_devices()
     prompt = _prompt(values)
-    params = sampling_params(values)
+    # Before the model is loaded: what is impossible should not take long.
+    sampling_params(values)
     with load_llm(values, chat_template=values["chat_template"]) as llm:
+        params = sampling_params(values, llm.default_params)
         if values["verbose"]:
             _print_plan(llm)
         chats = values["conversation"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..sampling import RANDOM_SEED, SamplingParams, sampler_names
@@ -95,9 +96,15 @@ _ENVIRONMENT = {
     "max_tokens": "LLAMA_ARG_N_PREDICT",
 }
 
+
+def _default(field: str) -> str:
+    value = getattr(DEFAULTS, field)
+    return "" if value == {} else f" (default: {value})"
+
+
 SAMPLING_OPTIONS = [
     *(
-        Option(names, text, convert, "X", getattr(DEFAULTS, field) or 0, env=_ENVIRONMENT.get(field, ""))
+        Option(names, f"{text}{_default(field)}", convert, "X", env=_ENVIRONMENT.get(field, ""))
         for names, text, convert, field in _TABLE
     ),
     Option(
@@ -119,10 +126,10 @@ SAMPLING_OPTIONS = [
 ]
 
 
-def sampling_params(values: dict[str, Any]) -> SamplingParams:
-    """What the options ask for."""
-    fields = {field: values[names[-1].lstrip("-").replace("-", "_")] for names, _, _, field in _TABLE}
-    fields["logit_bias"] = fields["logit_bias"] or {}
+def sampling_params(values: dict[str, Any], base: SamplingParams = DEFAULTS) -> SamplingParams:
+    """What the options ask for, and what `base` says where they do not."""
+    given = {field: values[names[-1].lstrip("-").replace("-", "_")] for names, _, _, field in _TABLE}
+    fields = {field: value for field, value in given.items() if value is not None}
     samplers = values["samplers"] or values["sampling_seq"]
     if samplers is not None:
         fields["samplers"] = samplers
@@ -130,4 +137,4 @@ def sampling_params(values: dict[str, Any]) -> SamplingParams:
         breakers = [process_escapes(text) for text in values["dry_sequence_breaker"]]
         fields["dry_sequence_breakers"] = tuple(text for text in breakers if text != "none")
     stop = tuple(process_escapes(text) for text in values["reverse_prompt"] or ())
-    return SamplingParams(**fields, ignore_eos=bool(values["ignore_eos"]), stop=stop)
+    return replace(base, **fields, ignore_eos=bool(values["ignore_eos"]), stop=stop)

@@ -3,6 +3,7 @@
 from .batched import BatchSampler, Sampled
 from .breakers import BreakerFinder, BreakerTable
 from .params import RANDOM_SEED, SamplingParams, sampler_names
+from .recommended import recommended_params
 from .signature import Signature
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "Sampled",
     "SamplingParams",
     "Signature",
+    "recommended_params",
     "sampler_names",
 ]
