@@ -257,13 +257,14 @@ def test_what_kernels_decline_is_left_to_torch_with_one_warning(build: Build) ->
 
 
 @pytest.mark.filterwarnings("error:triton leaves:UserWarning")
-def test_an_engine_on_kernels(build: Build, blocky: Callable[[str, int], str]) -> None:
+def test_an_engine_on_kernels(build: Build, blocky: Callable[[str, int], str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts together, captured steps, pages that a window has let go."""
     name = blocky("mistral-window", 1)
     decoder = build(name, on_triton(route="exact", table=EXACT))
     twin = build(name, Dispatch([TorchOps(DEVICE, torch.float32, torch.float32)]))
     prompts = make_prompts(decoder.n_vocab, (1, 52))
     engine = engine_of(decoder, captured=True, overlap=True, n_pages=12)
+    monkeypatch.setattr("naiad.runtime.engine.graphs.CAPTURED_AFTER", 1)
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
     found = [handle.tokens for handle in run(engine, prompts, params)]
     assert found == [greedy(twin, prompt, 3) for prompt in prompts]

@@ -15,6 +15,7 @@ from naiad.loaders.open import open_model
 from naiad.quant.cache_types import CACHE_TYPES
 from naiad.runtime.decoder import Decoder
 from naiad.runtime.demo import demo_model
+from naiad.runtime.engine.graphs import CAPTURED_AFTER
 from naiad.runtime.engine.request import QueueFull
 from naiad.runtime.model import ModelOptions, load_model
 from naiad.runtime.sampling import SamplingParams
@@ -71,6 +72,7 @@ def test_together_equals_alone(name: str, switches: dict[str, Any], load: Load) 
         assert handle.finish_reason == "length", handle.error
         assert handle.tokens == greedy(decoder, prompt, GREEDY.max_tokens)
     assert_no_leak(engine)
+    assert bool(engine.runner.graphs) == switches.get("captured", False)
     assert (engine.scheduler.n_preempted > 0) == ("n_pages" in switches)
     if switches.get("n_host_pages"):
         assert engine.scheduler.pool.n_loaded > 0
@@ -116,6 +118,35 @@ def test_sampled_text_depends_on_the_seed_alone(load: Load) -> None:
         finish(engine)
         assert handle.tokens == alone.tokens
         assert {h.finish_reason for h in others} <= {"length", "stop"}
+
+
+def test_without_graphs_where_they_cannot_be_had(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(function: object) -> None:
+        raise RuntimeError("no memory for a graph")
+
+    decoder = load("llama")
+    monkeypatch.setattr("engines.replayed_by_hand", capture)
+    engine = engine_of(decoder, captured=True)
+    prompts = make_prompts(decoder.n_vocab, (4, 7))
+    with pytest.warns(UserWarning, match=r"without graphs from now on.*no memory for a graph") as caught:
+        found = [handle.tokens for handle in run(engine, prompts)]
+    assert len(caught) == 1
+    assert found == [greedy(decoder, prompt, GREEDY.max_tokens) for prompt in prompts]
+
+
+def test_graphs_are_for_what_is_used_and_few(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("naiad.runtime.engine.graphs.MAX_GRAPHS", 2)
+    decoder = load("llama")
+    engine = engine_of(decoder, captured=True)
+    assert engine.runner.graphs is not None
+    run(engine, [[1]], SamplingParams(temperature=0, ignore_eos=True, max_tokens=CAPTURED_AFTER - 1))
+    assert len(engine.runner.graphs) == 0
+    chains: list[dict[str, Any]] = [{}, {"top_k": 7}, {"top_k": 90}, {"min_p": 0.0}]
+    for fields in chains:
+        run(engine, [[1, 2]], SamplingParams(**fields, ignore_eos=True, max_tokens=12))
+        assert 1 <= len(engine.runner.graphs) <= 2
+    (handle,) = run(engine, [[5, 6, 7]])
+    assert handle.tokens == greedy(decoder, [5, 6, 7], GREEDY.max_tokens)
 
 
 def test_end_tokens_end_a_request(load: Load) -> None:

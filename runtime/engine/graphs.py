@@ -6,6 +6,8 @@ else (page tables, last tokens, the sampler's state) is there already.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +24,9 @@ from .slots import SlotTables
 
 # A step of n rows runs in the graph of the next size.
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+MAX_GRAPHS = 64
+# Steps of a kind that run without a graph first, and kinds that are counted.
+CAPTURED_AFTER, MAX_COUNTED = 4, 4096
 
 
 class Capture(Protocol):
@@ -45,9 +50,50 @@ class CudaCapture:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         self.pool = self.pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads may go on allocating meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             result = function()
         return graph.replay, result
+
+
+class Graphs:
+    """The captured steps, at most MAX_GRAPHS of them, those in use.
+
+    A size and signature that few steps have is not worth a capture, which takes a good part of a second.
+    """
+
+    def __init__(
+        self, decoder: Decoder, cache: PagedCache, sampler: BatchSampler, slots: SlotTables, capture: Capture
+    ) -> None:
+        self._parts = decoder, cache, sampler, slots
+        self._capture: Capture | None = capture
+        self._found: OrderedDict[tuple[int, Signature], DecodeGraph] = OrderedDict()
+        self._uses: Counter[tuple[int, Signature]] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def find(self, n_rows: int, signature: Signature) -> DecodeGraph | None:
+        """The graph of steps of so many rows; None where there is none, or not yet."""
+        key = n_rows, signature
+        if key in self._found:
+            self._found.move_to_end(key)
+            return self._found[key]
+        if len(self._uses) > MAX_COUNTED:
+            self._uses.clear()
+        self._uses[key] += 1
+        if self._capture is None or self._uses[key] < CAPTURED_AFTER:
+            return None
+        try:
+            graph = DecodeGraph(n_rows, signature, *self._parts, self._capture)
+        except Exception as error:
+            warnings.warn(f"steps run without graphs from now on, capturing one failed: {error}", stacklevel=2)
+            self._capture = None
+            return None
+        if len(self._found) == MAX_GRAPHS:
+            self._found.popitem(last=False)
+        self._found[key] = graph
+        return graph
 
 
 class DecodeGraph:

@@ -13,7 +13,7 @@ from ..batch import Batch
 from ..cache import PagedCache
 from ..decoder import Decoder
 from ..sampling import BatchSampler, Sampled, Signature
-from .graphs import SIZES, Capture, DecodeGraph
+from .graphs import SIZES, Capture, DecodeGraph, Graphs
 from .pages import PAGE_SIZE
 from .scheduler import Row, Step
 from .slots import SlotTables
@@ -71,44 +71,40 @@ class Runner:
         n_ctx: int,
         capture: Capture | None = None,
     ) -> None:
-        self.decoder, self.cache, self.sampler, self.capture = decoder, cache, sampler, capture
+        self.decoder, self.cache, self.sampler = decoder, cache, sampler
         self.device = decoder.input_ops.device
         width = -(-n_ctx // PAGE_SIZE)
         self.slots = SlotTables(len(cache.groups), max_seqs, width, self.device, on_device=capture is not None)
-        self.graphs: dict[tuple[int, Signature], DecodeGraph] = {}
+        self.graphs = Graphs(decoder, cache, sampler, self.slots, capture) if capture is not None else None
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Results:
         """Starts a step; the results come when they come."""
+        if self.device.type == "cuda":
+            # Where kernels are launched, of this thread.
+            torch.cuda.set_device(self.device)
         self.cache.move(step.moves)
         self.slots.follow(step.rows)
         sampling = [row for row in step.rows if row.samples]
-        graph = self._graph(step, sampling) if self.capture is not None else None
+        graph = self._graph(step, sampling) if self.graphs is not None else None
         return self._replay(graph, sampling) if graph is not None else self._run(step, sampling)
 
     def _graph(self, step: Step, sampling: list[Row]) -> DecodeGraph | None:
-        """The graph of a step in which every sequence gets one token and all sample alike; captured at first use."""
+        """The graph of a step in which every sequence gets one token and all sample alike, if there is one by now."""
         n = len(step.rows)
+        assert self.graphs is not None
         if n > SIZES[-1] or len(sampling) < n or any(row.stop - row.start > 1 for row in step.rows):
             return None
         signature = self.sampler.signature(step.rows[0].request.slot)
         if any(self.sampler.signature(row.request.slot) != signature for row in step.rows):
             return None
-        assert self.capture is not None
-        size = next(size for size in SIZES if size >= n)
-        key = size, signature
-        if key not in self.graphs:
-            self.graphs[key] = DecodeGraph(
-                size, signature, self.decoder, self.cache, self.sampler, self.slots, self.capture
-            )
-        return self.graphs[key]
+        return self.graphs.find(next(size for size in SIZES if size >= n), signature)
 
     def _replay(self, graph: DecodeGraph, rows: list[Row]) -> Results:
         slots = [row.request.slot for row in rows]
         tokens = [_known(row)[0] for row in rows]
         sampled = graph.run(slots, [row.start for row in rows], tokens, self.sampler.draws(slots))
-        # The graph's own numbers are overwritten by its next run.
-        return self._results(rows, [(range(len(rows)), _copied(sampled))])
+        return self._results(rows, [(range(len(rows)), sampled)])
 
     def _run(self, step: Step, sampling: list[Row]) -> Results:
         logits = self.decoder.forward(self._batch(step.rows), self.cache)
@@ -149,9 +145,10 @@ class Runner:
         return batch
 
     def _results(self, rows: list[Row], groups: list[tuple[Sequence[int], Sampled]]) -> Results:
-        if self.device.type != "cuda":
-            return Results(rows, groups, None)
+        # A graph's own numbers are overwritten by its next run, which may come before they are read.
         arriving = [(places, _copied(sampled)) for places, sampled in groups]
+        if self.device.type != "cuda":
+            return Results(rows, arriving, None)
         event = torch.cuda.Event()
         event.record()
         return Results(rows, arriving, event)

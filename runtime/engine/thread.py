@@ -36,3 +36,6 @@ class EngineThread:
         self._thread.join()
         self.engine.threaded = False
         self.engine.abort_all("the engine was closed")
+        # Whoever still waits for something to be done between steps gets it.
+        while self.engine.step():
+            pass
