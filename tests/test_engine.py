@@ -257,7 +257,21 @@ def test_a_failed_prompt_leaves_nothing_behind(load: Load, monkeypatch: pytest.M
     assert second.tokens == greedy(decoder, prompt, GREEDY.max_tokens)
 
 
-def _raising(error: Exception) -> Callable[..., torch.Tensor]:
+def test_an_interrupt_leaves_an_engine_that_goes_on(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = load("llama")
+    engine = engine_of(decoder)
+    handle = engine.submit([1, 2, 3], GREEDY)
+    engine.step()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(decoder), "hidden", _raising(KeyboardInterrupt()))
+        engine.step()
+    finish(engine)
+    assert handle.finish_reason == "error"
+    assert run(engine, [[1, 2, 3]])[0].tokens == greedy(decoder, [1, 2, 3], GREEDY.max_tokens)
+    assert_no_leak(engine)
+
+
+def _raising(error: BaseException) -> Callable[..., torch.Tensor]:
     def hidden(*args: object) -> torch.Tensor:
         raise error
 

@@ -233,16 +233,18 @@ class Engine:
                     )
                     self._open[request] = request.slot
             return step, self.runner.launch(step)
-        except Exception as error:
+        except BaseException as error:
             self._fail(step, error)
             return None
 
-    def _fail(self, step: Step, error: Exception) -> None:
-        """Ends the requests of a step that went wrong."""
+    def _fail(self, step: Step, error: BaseException) -> None:
+        """Ends the requests of a step that went wrong, or in which the user interrupted."""
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         with self._lock:
             self.scheduler.fail(step, f"{type(error).__name__}: {error}")
+        if not isinstance(error, Exception):
+            raise error
 
     def _collect(self) -> bool:
         """Takes the results of the step under way; false if there is none."""
@@ -252,7 +254,7 @@ class Engine:
         self._in_flight = None
         try:
             sampled, logprobs = results.wait()
-        except Exception as error:
+        except BaseException as error:
             self._fail(step, error)
             return True
         with self._lock:
