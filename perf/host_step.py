@@ -41,7 +41,7 @@ def stand_in() -> Any:
         "llama.feed_forward_length": 32,
     }
     config = ModelConfig.read(kv, "llama", RopePairing.NORM)
-    ops = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    ops = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, backends=(), declined={})
     logits = torch.zeros(1, N_VOCAB)
     return SimpleNamespace(
         config=config,

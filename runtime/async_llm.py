@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -72,12 +73,22 @@ class AsyncLLM:
 
     async def start(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Generation:
         """As LLM.start; the text is tokenised in a thread. Whoever starts it takes `pieces` of it, or closes it."""
-        starting = asyncio.ensure_future(asyncio.to_thread(self.llm.start, prompt, params, **options))
+        made: list[Generation] = []
+        left = threading.Event()
+
+        def begin() -> Generation:
+            made.append(self.llm.start(prompt, params, **options))
+            if left.is_set():
+                made[0].close()
+            return made[0]
+
         try:
-            return await asyncio.shield(starting)
+            return await asyncio.to_thread(begin)
         except asyncio.CancelledError:
-            # The thread goes on and submits a request that nobody waits for.
-            starting.add_done_callback(_close)
+            # The thread goes on, and submits a request that nobody waits for: who comes second ends it.
+            left.set()
+            for generation in made:
+                generation.close()
             raise
 
     @staticmethod
@@ -104,8 +115,3 @@ class AsyncLLM:
                     await news.wait()
         finally:
             generation.close()
-
-
-def _close(starting: asyncio.Future[Generation]) -> None:
-    if starting.exception() is None:
-        starting.result().close()

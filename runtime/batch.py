@@ -94,7 +94,7 @@ class Batch:
         positions = np.arange(len(tokens)) + np.repeat(cached - starts[:-1], new)
         row = np.repeat(np.arange(len(new)), new)
         slots = [t[row, positions // page_size] * page_size + positions % page_size for t in tables]
-        outputs = starts[1:] - 1 if output_rows is None else np.asarray(output_rows)
+        outputs = starts[1:] - 1 if output_rows is None else np.asarray(output_rows, np.int64)
         long = _moved([tokens, positions, outputs, *slots], np.int64, device)
         short = _moved([starts, cached + new, *(t.ravel() for t in tables)], np.int32, device)
         return cls(
@@ -141,9 +141,15 @@ def _table(lists: Sequence[Sequence[int]]) -> Integers:
     return table
 
 
+def to_device(values: npt.NDArray[Any], device: torch.device | None) -> torch.Tensor:
+    """An array, which nobody changes any more, as a tensor on a device; a GPU takes it while the host goes on."""
+    tensor = torch.from_numpy(values)
+    if device is None or device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def _moved(parts: Sequence[Integers], dtype: type, device: torch.device | None) -> list[torch.Tensor]:
     """Arrays as tensors on a device, moved there together."""
-    joined = torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))
-    if device is not None and device.type != "cpu":
-        joined = (joined.pin_memory() if device.type == "cuda" else joined).to(device, non_blocking=True)
+    joined = to_device(np.concatenate(parts).astype(dtype, copy=False), device)
     return list(joined.split([len(part) for part in parts]))

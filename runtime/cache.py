@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..quant.cache_types import CacheType, cache_type
+from .batch import to_device
 from .config import ModelConfig
 from .engine.pages import PAGE_SIZE, Move
 
@@ -114,8 +115,9 @@ class PagedCache:
                 layers = [i for i in group.layers if devices[i] == device]
                 planes = _allocated(len(layers), n_pages[g], shapes, device)
                 n_host = 1 + n_host_pages[g] if n_host_pages and n_host_pages[g] else 0
-                host = _allocated(len(layers), n_host, shapes, torch.device("cpu"), pinned=device.type == "cuda")
-                self._storages.append(_Storage(g, layers, planes, host))
+                # All layers of a page side by side: one stretch of pinned memory is copied without anybody waiting.
+                host = _allocated(n_host, len(layers), shapes, torch.device("cpu"), pinned=device.type == "cuda")
+                self._storages.append(_Storage(g, layers, planes, tuple(plane.transpose(0, 1) for plane in host)))
                 for j, i in enumerate(layers):
                     own = [plane[j] for plane in planes]
                     k, v = CachePages(types[0], tuple(own[:n_k])), CachePages(types[1], tuple(own[n_k:]))
@@ -146,17 +148,17 @@ class PagedCache:
 
 
 def _allocated(
-    n_layers: int,
-    n_pages: int,
+    outer: int,
+    inner: int,
     shapes: Sequence[tuple[int, int, torch.dtype]],
     device: torch.device,
     *,
     pinned: bool = False,
 ) -> Planes:
-    """Planes of zeros. On a CPU the system gives the memory when it is first written to."""
+    """Planes of zeros, [outer, inner, …]. On a CPU the system gives the memory when it is first written to."""
     planes = []
     for n_kv_heads, width, dtype in shapes:
-        shape = (n_layers, n_pages, PAGE_SIZE, n_kv_heads, width)
+        shape = (outer, inner, PAGE_SIZE, n_kv_heads, width)
         if device.type != "cpu":
             planes.append(torch.zeros(shape, dtype=dtype, device=device))
         elif pinned:
@@ -189,7 +191,8 @@ def _independent(moves: Sequence[Move]) -> Iterator[list[Move]]:
 def _copy_pages(into: torch.Tensor, targets: list[int], out_of: torch.Tensor, sources: list[int]) -> None:
     """Pages of planes [n_layers, n_pages, …], between memories where need be, without waiting for the device."""
     if into.device == out_of.device:
-        into[:, torch.tensor(targets, device=into.device)] = out_of[:, torch.tensor(sources, device=into.device)]
+        both = to_device(np.array((targets, sources)), into.device)
+        into[:, both[0]] = out_of[:, both[1]]
         return
     for source, target in zip(sources, targets, strict=True):
         into[:, target].copy_(out_of[:, source], non_blocking=True)

@@ -58,6 +58,7 @@ class Generation:
     """A request under way: iterate for pieces of text, then ask for the completion. Closed before its end, it ends."""
 
     def __init__(self, engine: Engine, handle: Handle, tokenizer: Tokenizer) -> None:
+        self.finish_reason: str | None = None
         self.engine, self.handle = engine, handle
         # raw: what is generated goes on from the prompt, so a space at its beginning is part of it.
         self._decoder = tokenizer.stream(unparse_special=False, raw=True)
@@ -66,7 +67,10 @@ class Generation:
         self._n_read = 0
         self._news = threading.Event()
         handle.listener = self._news.set
-        self.finish_reason: str | None = None
+
+    def __del__(self) -> None:
+        # A stream that nobody has begun to read has no `finally` that would do it.
+        self.close()
 
     @property
     def ended(self) -> bool:

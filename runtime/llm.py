@@ -262,6 +262,8 @@ class LLM:
         """
         params = replace(params or self.default_params, **changes)
         tokens = self.tokenize(prompt)
+        if not hasattr(self, "engine"):
+            raise RuntimeError("the model was closed")
         handle = self.engine.submit(tokens, params, priority=priority, timeout=timeout, cache_prompt=cache_prompt)
         return Generation(self.engine, handle, self.tokenizer)
 
@@ -272,14 +274,14 @@ class LLM:
     def save_cache(self, path: str | os.PathLike[str], prompt: Prompt) -> int:
         """Writes what the cache holds of a prompt to a file; how many tokens that is. ValueError where that is none."""
         tokens = self.tokenize(prompt)
-        return self.engine.between_steps(lambda: save_cache(self.engine, path, tokens))
+        return save_cache(self.engine, path, tokens)
 
     def restore_cache(self, path: str | os.PathLike[str]) -> int:
         """Reads such a file back: prompts that begin with its tokens find them in the cache. The number of tokens.
 
         ValueError for a file of another model, other cache types or another version, or one that is damaged.
         """
-        return self.engine.between_steps(lambda: restore_cache(self.engine, path))
+        return restore_cache(self.engine, path)
 
     @staticmethod
     def _finish(generation: Generation) -> Completion:

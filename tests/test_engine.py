@@ -342,3 +342,58 @@ def test_options_that_make_no_sense_are_refused(load: Load) -> None:
     for options in wrong:
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, found 0"):
             engine_of(load("llama"), **options)
+
+
+def test_nothing_that_others_left_in_a_slot_is_read(load: Load) -> None:
+    """A slot's table goes on naming the pages of the request before; what overflowed there must not count."""
+    decoder = load("llama")
+    long, short, other = make_prompts(decoder.n_vocab, (90, 5, 80))
+    engine = engine_of(decoder, max_seqs=2, prefix_sharing=False)
+    engine.submit(long, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+    first = engine.submit(other, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+    while first.finish_reason is None:
+        engine.step()
+    left = engine.runner.slots.host[0][first.request.slot][1:3].tolist()
+    for _, plane in engine.runner.cache.planes(0):
+        plane[left] = math.inf
+    second = engine.submit(short, GREEDY)
+    finish(engine)
+    assert second.tokens == greedy(decoder, short, GREEDY.max_tokens)
+
+
+def test_tokens_that_are_no_integers_are_refused(load: Load) -> None:
+    engine = engine_of(load("llama"))
+    with pytest.raises(ValueError, match="token ids outside"):
+        engine.submit([1.5, 2], GREEDY)  # type: ignore[list-item]
+    assert run(engine, [[1, 2]])[0].finish_reason == "length"
+
+
+def test_a_listener_that_fails_disturbs_nobody(load: Load) -> None:
+    def listener() -> None:
+        raise RuntimeError("gone")
+
+    decoder = load("llama")
+    engine = engine_of(decoder)
+    handle = engine.submit([1, 2], GREEDY, listener=listener)
+    other = engine.submit([1, 3], GREEDY)
+    with pytest.warns(UserWarning, match="a listener of the engine failed: RuntimeError: gone") as caught:
+        finish(engine)
+    assert len(caught) == 1
+    assert [handle.tokens, other.tokens] == [greedy(decoder, [1, n], GREEDY.max_tokens) for n in (2, 3)]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_interrupt_while_results_are_awaited(overlap: bool, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that was launched just before must not be forgotten half."""
+    decoder = load("llama")
+    engine = engine_of(decoder, overlap=overlap)
+    handles = [engine.submit([1, 2, n], GREEDY) for n in (3, 4)]
+    engine.step()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("naiad.runtime.engine.runner.Results.wait", _raising(KeyboardInterrupt()))
+        for _ in range(2):
+            engine.step()
+    finish(engine)
+    assert {handle.finish_reason for handle in handles} == {"error"}
+    assert run(engine, [[1, 2, 3]])[0].tokens == greedy(decoder, [1, 2, 3], GREEDY.max_tokens)
+    assert_no_leak(engine)

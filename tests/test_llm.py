@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -293,3 +294,58 @@ def test_a_closed_model_is_gone() -> None:
     assert "".join(generation) == ""
     assert generation.finish_reason == "error"
     llm.close()
+
+
+def test_a_restore_that_fails_leaves_nothing_behind(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = list(range(3, 103))
+    expected = llm.generate(prompt, GREEDY)
+    llm.save_cache(tmp_path / "cache", prompt)
+    llm.engine.forget()
+    pool = llm.engine.scheduler.pool
+    n_free = pool.n_free()
+
+    def move(moves: object) -> None:
+        raise MemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner.cache, "move", move)
+        with pytest.raises(MemoryError):
+            llm.restore_cache(tmp_path / "cache")
+    assert pool.n_free() == n_free
+    again = llm.generate(prompt, GREEDY)
+    assert (again.tokens, again.timings.n_cached) == (expected.tokens, 0)
+
+
+def test_a_folder_that_is_not_there(llm: LLM, tmp_path: Path) -> None:
+    llm.generate(PROMPTS[0], GREEDY)
+    with pytest.raises(OSError, match="nowhere"):
+        llm.save_cache(tmp_path / "nowhere" / "cache", PROMPTS[0])
+
+
+def test_a_stream_that_nobody_reads_ends_its_request(llm: LLM) -> None:
+    stream = llm.stream(PROMPTS[0], SamplingParams(temperature=0, ignore_eos=True))
+    assert llm.engine.has_work
+    del stream
+    gc.collect()
+    assert not llm.engine.has_work
+
+
+def test_a_task_that_leaves_before_its_request_has_begun(asynchronous: AsyncLLM) -> None:
+    async def work() -> None:
+        for delay in (0.0, 0.0005, 0.002):
+            task = asyncio.create_task(
+                asynchronous.generate(PROMPTS[0], SamplingParams(temperature=0, ignore_eos=True))
+            )
+            await asyncio.sleep(delay)
+            task.cancel()
+        await asyncio.sleep(0.2)
+        assert not asynchronous.llm.engine.has_work
+
+    run(work)
+
+
+def test_a_closed_model_says_so() -> None:
+    with LLM(device="cpu", max_seqs=1) as llm:
+        pass
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        llm.generate("Once")

@@ -248,14 +248,16 @@ class Attention:
         return attention_tile(self.table.attention, kernel, self.shape.head_dim, self.shape.v_dim, types, q.itemsize)
 
 
-_COUNTERS: dict[torch.device, Tensor] = {}
+_COUNTERS: dict[torch.device, list[Tensor]] = {}
 
 
 def _counters(device: torch.device, n: int) -> Tensor:
-    # Zero between launches. Kernels of one stream run one after another, so all layers share them.
-    if device not in _COUNTERS or len(_COUNTERS[device]) < n:
-        _COUNTERS[device] = torch.zeros(max(4096, triton.next_power_of_2(n)), dtype=torch.int32, device=device)
-    return _COUNTERS[device]
+    # Zero between launches. Kernels of one stream run one after another, so all layers share them. Smaller ones are
+    # kept: captured graphs have their addresses.
+    made = _COUNTERS.setdefault(device, [])
+    if not made or len(made[-1]) < n:
+        made.append(torch.zeros(max(4096, triton.next_power_of_2(n)), dtype=torch.int32, device=device))
+    return made[-1]
 
 
 def pieces(size: int) -> tuple[int, int]:

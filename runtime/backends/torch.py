@@ -189,7 +189,8 @@ class TorchOps:
             n_new = sequence.stop - sequence.start
             hidden = max(0, sequence.length - n_new - params.window + 1) if params.window else 0
             first = hidden // cache.k.page_size
-            pages, n_tokens = sequence.pages[cache.group][first:], sequence.length - first * cache.k.page_size
+            last = -(-sequence.length // cache.k.page_size)
+            pages, n_tokens = sequence.pages[cache.group][first:last], sequence.length - first * cache.k.page_size
             keys, values = cache.k.read(pages, n_tokens, q.dtype), cache.v.read(pages, n_tokens, q.dtype)
             out[rows] = attend(q[rows], keys, values, params, fused=self.fused_attention)
         return out
@@ -217,6 +218,8 @@ class TorchOps:
             first = (lengths[rows] - params.window).clamp_min(0) // page_size if params.window else lengths[rows] * 0
             places = first[:, None] + torch.arange(width, device=self.device)
             pages = table[rows].gather(1, places.clamp_max(table.shape[1] - 1)).long()
+            # Behind its end a table may name pages of others; page 0 holds finite numbers.
+            pages = pages * (places * page_size < lengths[rows, None])
             keys, values = cache.k.read_table(pages, q.dtype), cache.v.read_table(pages, q.dtype)
             position = (places[:, :, None] * page_size + torch.arange(page_size, device=self.device)).flatten(1)
             seen = position < lengths[rows, None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,29 +27,23 @@ from .pages import NULL_PAGE, PAGE_SIZE
 FORMAT, VERSION = "naiad.cache", "1"
 
 
+Contents = dict[str, torch.Tensor]
+
+
 def save_cache(engine: Engine, path: str | os.PathLike[str], tokens: Sequence[int]) -> int:
     """Writes what the cache holds of these tokens; how many. ValueError where that is none.
 
     The file is written beside its place and then moved there, so that it is whole or not there.
     """
-    pool, cache = engine.scheduler.pool, engine.runner.cache
-    found = pool.find(tokens)
-    n_tokens, lists = found or (0, [])
-    cache.move(pool.take_moves())
-    if not n_tokens:
-        raise ValueError("the cache holds nothing of these tokens")
-    try:
-        contents = {"tokens": torch.tensor(tokens[:n_tokens], dtype=torch.int32)}
-        for group, pages in enumerate(lists):
-            numbers = _present(pages)
-            contents |= {name: plane[numbers.to(plane.device)].cpu() for name, plane in cache.planes(group)}
-    finally:
-        pool.release(lists, tokens[:n_tokens])
+    contents = engine.between_steps(lambda: _taken(engine, tokens))
     target = Path(path)
     unfinished = target.with_name(target.name + ".part")
-    save_file(contents, unfinished, _metadata(engine))
+    try:
+        save_file(contents, unfinished, _metadata(engine))
+    except SafetensorError as error:
+        raise OSError(f"{target}: cannot be written: {error}") from None
     unfinished.replace(target)
-    return n_tokens
+    return len(contents["tokens"])
 
 
 def restore_cache(engine: Engine, path: str | os.PathLike[str]) -> int:
@@ -61,22 +56,60 @@ def restore_cache(engine: Engine, path: str | os.PathLike[str]) -> int:
         with safe_open(path, "pt") as file:
             _check_metadata(path, file.metadata() or {}, _metadata(engine))
             tokens = _checked_tokens(path, file.get_tensor("tokens"), engine)
-            contents = [
-                [_checked_plane(path, name, file.get_tensor(name), plane, n_pages) for name, plane in cache.planes(g)]
-                for g, n_pages in enumerate(pool.n_kept_pages(len(tokens)))
-            ]
+            contents = {
+                name: _checked_plane(path, name, file.get_tensor(name), plane, n_pages)
+                for group, n_pages in enumerate(pool.n_kept_pages(len(tokens)))
+                for name, plane in cache.planes(group)
+            }
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole file of a cache: {error}") from None
+    if not engine.between_steps(lambda: _put(engine, tokens, contents)):
+        raise ValueError(f"{path}: its {len(tokens)} tokens do not fit into the cache beside what is running")
+    return len(tokens)
+
+
+def _taken(engine: Engine, tokens: Sequence[int]) -> Contents:
+    """The tokens that the cache holds, and its pages, on the host."""
+    pool, cache = engine.scheduler.pool, engine.runner.cache
+    n_tokens, lists = pool.find(tokens) or (0, [])
+    with _releasing(engine, lists):
+        cache.move(pool.take_moves())
+        contents = {"tokens": torch.tensor(tokens[:n_tokens], dtype=torch.int32)}
+        for group, pages in enumerate(lists):
+            numbers = _present(pages)
+            contents |= {name: plane[numbers.to(plane.device)].cpu() for name, plane in cache.planes(group)}
+        pool.release(lists, tokens[:n_tokens])
+    if not n_tokens:
+        raise ValueError("the cache holds nothing of these tokens")
+    return contents
+
+
+def _put(engine: Engine, tokens: Sequence[int], contents: Contents) -> bool:
+    """Fills pages of the cache; false where there are not enough."""
+    pool, cache = engine.scheduler.pool, engine.runner.cache
     lists = pool.adopt(tokens)
     if lists is None:
-        raise ValueError(f"{path}: its {len(tokens)} tokens do not fit into the cache beside what is running")
-    cache.move(pool.take_moves())
-    for group, pages in enumerate(lists):
-        numbers = _present(pages)
-        for (_, plane), content in zip(cache.planes(group), contents[group], strict=True):
-            plane[numbers.to(plane.device)] = content.to(plane.device)
-    pool.release(lists, tokens)
-    return len(tokens)
+        return False
+    with _releasing(engine, lists):
+        cache.move(pool.take_moves())
+        for group, pages in enumerate(lists):
+            numbers = _present(pages)
+            for name, plane in cache.planes(group):
+                plane[numbers.to(plane.device)] = contents[name].to(plane.device)
+        pool.release(lists, tokens)
+    return True
+
+
+@contextmanager
+def _releasing(engine: Engine, lists: Sequence[list[int]]) -> Iterator[None]:
+    """If something goes wrong, releases pages and forgets what they, and those that were to be moved, should hold."""
+    pool = engine.scheduler.pool
+    try:
+        yield
+    except BaseException:
+        pool.unregister(pool.step)
+        pool.release(lists)
+        raise
 
 
 def _present(pages: Sequence[int]) -> torch.Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -57,6 +58,15 @@ class Handle:
     first_token: float = 0.0
     last_token: float = 0.0
     listener: Callable[[], None] | None = None
+
+    def tell(self) -> None:
+        """Calls the listener; one that raises is not called again, and disturbs nobody."""
+        try:
+            if self.listener is not None:
+                self.listener()
+        except Exception as error:
+            self.listener = None
+            warnings.warn(f"a listener of the engine failed: {type(error).__name__}: {error}", stacklevel=2)
 
     @property
     def n_prompt(self) -> int:
@@ -127,9 +137,10 @@ class Engine:
         """Ends a request; no later step computes for it. Nothing happens if it has ended."""
         self._leaving.append(handle.request)
         # A step under way still reads its pages; then the next step begins with this.
+        # Nothing is waited for: the garbage collector may call this, in the middle of anything.
         if self._stepping.acquire(blocking=False):
             try:
-                self._cancel()
+                self._cancel(blocking=False)
             finally:
                 self._stepping.release()
         self.wake()
@@ -154,6 +165,11 @@ class Engine:
 
         self._calls.append(call)
         self.wake()
+        if not self.threaded:
+            # The thread has ended since.
+            with self._stepping:
+                while self._call():
+                    pass
         return future.result()
 
     def forget(self) -> None:
@@ -172,30 +188,42 @@ class Engine:
         What goes wrong on the device ends the requests of that step with an error, the others go on.
         """
         with self._stepping:
-            called = self._call()
-            self._cancel()
-            with self._lock:
-                step = self.scheduler.schedule()
-                ended = self.scheduler.take_ended()
-            # A slot that has become free may have been given away in this schedule: closed before it is opened again.
-            self._finish(ended)
-            launched = self._launch(step) if step is not None else None
-            if not self.overlap:
-                self._in_flight = launched
-            collected = self._collect()
-            if self.overlap:
-                self._in_flight = launched
-            with self._lock:
-                ended_now = self.scheduler.take_ended()
-            self._finish(ended_now)
-            return bool(called or ended or launched or collected or ended_now)
+            try:
+                return self._step()
+            except BaseException as error:
+                # Interrupted anywhere, or a mistake of ours: what was scheduled may not have been computed.
+                self._abort(f"the engine has stopped: {type(error).__name__}: {error}")
+                raise
 
-    def _cancel(self) -> None:
-        """Cancels the requests that are to leave."""
+    def _step(self) -> bool:
+        called = self._call()
+        self._cancel()
         with self._lock:
+            step = self.scheduler.schedule()
+            ended = self.scheduler.take_ended()
+        # A slot that has become free may have been given away in this schedule: closed before it is opened again.
+        self._finish(ended)
+        launched = self._launch(step) if step is not None else None
+        if not self.overlap:
+            self._in_flight = launched
+        collected = self._collect()
+        if self.overlap:
+            self._in_flight = launched
+        with self._lock:
+            ended_now = self.scheduler.take_ended()
+        self._finish(ended_now)
+        return bool(called or ended or launched or collected or ended_now)
+
+    def _cancel(self, *, blocking: bool = True) -> None:
+        """Cancels the requests that are to leave; not blocking: in a later step, if somebody asks the scheduler now."""
+        if not self._lock.acquire(blocking=blocking):
+            return
+        try:
             while self._leaving:
                 self.scheduler.cancel(self._leaving.popleft())
             ended = self.scheduler.take_ended()
+        finally:
+            self._lock.release()
         self._finish(ended)
 
     def _call(self) -> bool:
@@ -214,10 +242,15 @@ class Engine:
 
     def abort_all(self, reason: str) -> None:
         """Ends every request with an error."""
-        with self._stepping, self._lock:
+        with self._stepping:
+            self._abort(reason)
+
+    def _abort(self, reason: str) -> None:
+        with self._lock:
             self.scheduler.abort_all(reason)
             self._in_flight = None
-            self._finish(self.scheduler.take_ended())
+            ended = self.scheduler.take_ended()
+        self._finish(ended)
 
     def _launch(self, step: Step) -> tuple[Step, Results] | None:
         self.n_steps += 1
@@ -233,18 +266,16 @@ class Engine:
                     )
                     self._open[request] = request.slot
             return step, self.runner.launch(step)
-        except BaseException as error:
+        except Exception as error:
             self._fail(step, error)
             return None
 
-    def _fail(self, step: Step, error: BaseException) -> None:
-        """Ends the requests of a step that went wrong, or in which the user interrupted."""
+    def _fail(self, step: Step, error: Exception) -> None:
+        """Ends the requests of a step that went wrong."""
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         with self._lock:
             self.scheduler.fail(step, f"{type(error).__name__}: {error}")
-        if not isinstance(error, Exception):
-            raise error
 
     def _collect(self) -> bool:
         """Takes the results of the step under way; false if there is none."""
@@ -254,7 +285,7 @@ class Engine:
         self._in_flight = None
         try:
             sampled, logprobs = results.wait()
-        except BaseException as error:
+        except Exception as error:
             self._fail(step, error)
             return True
         with self._lock:
@@ -269,8 +300,7 @@ class Engine:
             if request in places and places[request] in logprobs:
                 handle.logprobs.append(_token_logprobs(token, logprobs[places[request]], handle.params.n_probs))
             handle.tokens.append(token)
-            if handle.listener is not None:
-                handle.listener()
+            handle.tell()
         return True
 
     def _finish(self, ended: Sequence[Request]) -> None:
@@ -280,9 +310,10 @@ class Engine:
             if slot is not None:
                 self.runner.sampler.close(slot)
             handle = self._handles.pop(request)
-            handle.finish_reason, handle.error = request.finish_reason, request.error
-            if handle.listener is not None:
-                handle.listener()
+            # The error first: another thread may read it as soon as there is a reason.
+            handle.error = request.error
+            handle.finish_reason = request.finish_reason
+            handle.tell()
 
 
 def _token_logprobs(token: int, found: Logprobs, n_probs: int) -> TokenLogprobs:

@@ -39,20 +39,23 @@ class CudaCapture:
     """CUDA and HIP graphs, all in one pool of memory: they never run at the same time."""
 
     def __init__(self) -> None:
+        self.stream: torch.cuda.Stream | None = None
         self.pool: Any = None
 
     def __call__(self, function: Callable[[], Sampled]) -> tuple[Callable[[], object], Sampled]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        if self.stream is None:
+            # Of this device: torch's own is that of the first device that anything was captured on.
+            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        # Around the capture, too: where that fails, torch.cuda.graph does not put the stream back.
+        with torch.cuda.stream(self.stream):
             # Kernels are compiled and workspaces allocated here.
             function()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        # Other threads may go on allocating meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            result = function()
+            # Other threads may go on allocating meanwhile.
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                result = function()
+        torch.cuda.current_stream().wait_stream(self.stream)
         return graph.replay, result
 
 
@@ -84,6 +87,9 @@ class Graphs:
         self._uses[key] += 1
         if self._capture is None or self._uses[key] < CAPTURED_AFTER:
             return None
+        if _left_to_torch(self._parts[0]):
+            self._capture = None
+            return None
         try:
             graph = DecodeGraph(n_rows, signature, *self._parts, self._capture)
         except Exception as error:
@@ -94,6 +100,14 @@ class Graphs:
             self._found.popitem(last=False)
         self._found[key] = graph
         return graph
+
+
+def _left_to_torch(decoder: Decoder) -> bool:
+    """Whether steps so far left to torch what it cannot do within a graph: experts, which it reads from the device, or
+    attention, which in a graph would read the cache as far as the longest context."""
+    every = {layer.ops for layer in decoder.layers}
+    alone = any(ops.device.type == "cuda" and len(ops.backends) == 1 for ops in every)
+    return alone or any(operation in ("attention", "experts") for ops in every for _, operation, _ in ops.declined)
 
 
 class DecodeGraph:

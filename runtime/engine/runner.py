@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..batch import Batch
+from ..batch import Batch, to_device
 from ..cache import PagedCache
 from ..decoder import Decoder
 from ..sampling import BatchSampler, Sampled, Signature
@@ -72,7 +72,7 @@ class Runner:
         capture: Capture | None = None,
     ) -> None:
         self.decoder, self.cache, self.sampler = decoder, cache, sampler
-        self.device = decoder.input_ops.device
+        self.device, self.output_device = decoder.input_ops.device, decoder.output_ops.device
         width = -(-n_ctx // PAGE_SIZE)
         self.slots = SlotTables(len(cache.groups), max_seqs, width, self.device, on_device=capture is not None)
         self.graphs = Graphs(decoder, cache, sampler, self.slots, capture) if capture is not None else None
@@ -80,9 +80,9 @@ class Runner:
     @torch.inference_mode()
     def launch(self, step: Step) -> Results:
         """Starts a step; the results come when they come."""
-        if self.device.type == "cuda":
-            # Where kernels are launched, of this thread.
-            torch.cuda.set_device(self.device)
+        if self.output_device.type == "cuda":
+            # Where kernels are launched, of this thread. The first layers may be on a CPU.
+            torch.cuda.set_device(self.output_device)
         self.cache.move(step.moves)
         self.slots.follow(step.rows)
         sampling = [row for row in step.rows if row.samples]
@@ -114,9 +114,11 @@ class Runner:
         groups: list[tuple[Sequence[int], Sampled]] = []
         for signature, places in by_signature.items():
             slots = [sampling[i].request.slot for i in places]
-            chosen = logits if len(places) == len(sampling) else logits[torch.tensor(places, device=logits.device)]
-            draws = torch.from_numpy(self.sampler.draws(slots)).to(logits.device, self.sampler.state.wide)
-            rows = torch.tensor(slots, device=logits.device)
+            chosen = logits if len(places) == len(sampling) else logits[to_device(np.array(places), logits.device)]
+            # Metal has no 64-bit floats.
+            numbers = self.sampler.draws(slots).astype(np.float32 if logits.device.type == "mps" else np.float64)
+            draws = to_device(numbers, logits.device)
+            rows = to_device(np.array(slots), logits.device)
             sampled = self.sampler.sample(chosen, rows, draws, signature)
             self.slots.last_tokens.index_copy_(0, rows.to(self.device), sampled.tokens.to(self.device))
             groups.append((places, sampled))
@@ -140,25 +142,26 @@ class Runner:
         # The host does not know yet what the step before has sampled; the device does.
         unknown = [i for i, tokens in enumerate(known) if tokens[-1] < 0]
         if unknown:
-            places = torch.from_numpy(np.stack((ends[unknown] - 1, slots[unknown]))).to(self.device)
+            places = to_device(np.stack((ends[unknown] - 1, slots[unknown])), self.device)
             batch.tokens.index_copy_(0, places[0], self.slots.last_tokens[places[1]])
         return batch
 
     def _results(self, rows: list[Row], groups: list[tuple[Sequence[int], Sampled]]) -> Results:
         # A graph's own numbers are overwritten by its next run, which may come before they are read.
-        arriving = [(places, _copied(sampled)) for places, sampled in groups]
-        if self.device.type != "cuda":
+        on_cuda = self.output_device.type == "cuda"
+        arriving = [(places, _copied(sampled, non_blocking=on_cuda)) for places, sampled in groups]
+        if not on_cuda:
             return Results(rows, arriving, None)
         event = torch.cuda.Event()
         event.record()
         return Results(rows, arriving, event)
 
 
-def _copied(sampled: Sampled) -> Sampled:
-    """A copy on the host, or on its way there."""
+def _copied(sampled: Sampled, *, non_blocking: bool) -> Sampled:
+    """A copy on the host; with non_blocking, on its way there."""
     parts: dict[str, Any] = {field.name: getattr(sampled, field.name) for field in fields(sampled)}
     there = {name: part for name, part in parts.items() if part is not None}
-    return Sampled(**{name: part.to("cpu", non_blocking=True, copy=True) for name, part in there.items()})
+    return Sampled(**{name: part.to("cpu", non_blocking=non_blocking, copy=True) for name, part in there.items()})
 
 
 def _known(row: Row) -> list[int]:

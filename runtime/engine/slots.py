@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..batch import to_device
 from .scheduler import Row
 
 
@@ -55,5 +56,5 @@ class SlotTables:
         width = self.host[group].shape[1]
         places = np.concatenate([np.arange(len(p)) + slot * width + first for slot, first, p in added])
         values = np.concatenate([np.asarray(p) for _, _, p in added])
-        both = torch.from_numpy(np.stack((places, values))).to(self.last_tokens.device, non_blocking=True)
+        both = to_device(np.stack((places, values)), self.last_tokens.device)
         self.tables[group].view(-1).index_copy_(0, both[0], both[1].int())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from ...loaders.tokenizer import Tokenizer
 from ..sampling import BatchSampler, BreakerFinder, BreakerTable, SamplingParams
@@ -31,7 +32,7 @@ class Vocabulary:
         """ValueError for a prompt or parameters that do not fit the vocabulary."""
         if not prompt:
             raise ValueError("the prompt has no tokens")
-        if not all(0 <= t < self.n_vocab for t in prompt):
+        if not all(isinstance(t, Integral) and 0 <= t < self.n_vocab for t in prompt):
             raise ValueError(f"the prompt has token ids outside 0 … {self.n_vocab - 1}")
         if params.n_probs > self.n_vocab:
             raise ValueError(f"n_probs: expected at most the {self.n_vocab} tokens there are, found {params.n_probs}")

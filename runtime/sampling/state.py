@@ -99,17 +99,18 @@ class State:
 
     def _write_params(self, slot: int, params: SamplingParams) -> None:
         p = params
-        self.numbers[slot] = torch.tensor([value(p) for value in COLUMNS.values()], dtype=torch.float64).float()
+        _write(self.numbers[slot], torch.tensor([value(p) for value in COLUMNS.values()], dtype=torch.float64).float())
         weight = 1 / (1 - p.adaptive_decay)
-        self.memory[slot] = torch.tensor([2 * p.mirostat_tau, p.adaptive_target * weight, weight])
+        _write(self.memory[slot], torch.tensor([2 * p.mirostat_tau, p.adaptive_target * weight, weight]))
         self.given[slot], self.taken[slot], self.seen[slot] = 0, 0, 0
 
     def _write_history(self, slot: int, width: int, prompt: Sequence[int]) -> None:
         if width not in self.history:
-            self.history[width] = self._table(torch.int32, width)
+            # Both or none, where memory runs out between them.
             self.powers[width] = powers(width, self.device)
+            self.history[width] = self._table(torch.int32, width)
         tokens = [token for token in prompt[-width:] if 0 <= token < self.n_vocab]
-        self.history[width][slot, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
+        _write(self.history[width][slot, : len(tokens)], torch.tensor(tokens, dtype=torch.int32))
         self.seen[slot] = len(tokens)
 
     def _write_biases(self, slot: int, width: int, biases: Mapping[int, float]) -> None:
@@ -118,8 +119,8 @@ class State:
         # The rest adds 0 to token 0.
         padding = [0] * (width - len(biases))
         ids, values = self.biases[width]
-        ids[slot] = torch.tensor([*biases, *padding], dtype=torch.int64)
-        values[slot] = torch.tensor([*biases.values(), *padding], dtype=torch.float32)
+        _write(ids[slot], torch.tensor([*biases, *padding], dtype=torch.int64))
+        _write(values[slot], torch.tensor([*biases.values(), *padding], dtype=torch.float32))
 
     def _write_breakers(self, slot: int, table: BreakerTable) -> None:
         widths = table.widths
@@ -132,11 +133,11 @@ class State:
             )
         pairs, tails, lengths = self.breakers[widths]
         codes = sorted(tail * self.n_vocab + head for tail, head in table.pairs)
-        pairs[slot] = torch.tensor(codes + [LARGEST_ID] * (n_pairs - len(codes)))
+        _write(pairs[slot], torch.tensor(codes + [LARGEST_ID] * (n_pairs - len(codes))))
         missing = [()] * (n_tails - len(table.tails))
         padded = [[*tail, *[0] * (length - len(tail))] for tail in (*table.tails, *missing)]
-        tails[slot] = torch.tensor(padded, dtype=torch.int64).reshape(n_tails, length)
-        lengths[slot] = torch.tensor([len(tail) for tail in (*table.tails, *missing)])
+        _write(tails[slot], torch.tensor(padded, dtype=torch.int64).reshape(n_tails, length))
+        _write(lengths[slot], torch.tensor([len(tail) for tail in (*table.tails, *missing)]))
 
 
 class Step:
@@ -169,6 +170,12 @@ class Step:
         state.given[rows, place] = given + 1
         state.taken[rows, place] = taken + needed.squeeze(1)
         return state.waiting[rows, place, taken % N_WAITING].unsqueeze(1)
+
+
+def _write(row: torch.Tensor, values: torch.Tensor) -> None:
+    """Copies values to a row; the host does not wait for the GPU that it is on."""
+    on_cuda = row.device.type == "cuda"
+    row.copy_(values.pin_memory() if on_cuda else values, non_blocking=on_cuda)
 
 
 def _largest_exponent(base: float) -> float:
