@@ -34,7 +34,7 @@ links:  ## what `import naiad` looks like on disk, for mypy and pyright
 	rm -rf .links && mkdir -p .links/naiad
 	cd .links/naiad && ln -s ../../runtime/naiad/* . && ln -s ../../runtime ../../quant ../../loaders ../../triton_kernels .
 
-demo: $(VENV)/dev.stamp  ## trains the bundled demo model again from its seed (about an hour)
+demo: $(VENV)/dev.stamp  ## trains the bundled demo model again from its seed (about half an hour)
 	$(BIN)/python -m naiad.runtime.demo.train
 
 clean:

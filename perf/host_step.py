@@ -88,6 +88,7 @@ def measure(n_seqs: int, depth: int, steps: int, params: SamplingParams) -> list
         start = time.perf_counter_ns()
         engine.step()
         times.append((time.perf_counter_ns() - start) / 1000)
+    assert len(engine.scheduler.streams) == n_seqs, "not all sequences took part"
     return times
 
 

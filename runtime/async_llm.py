@@ -27,6 +27,8 @@ class AsyncLLM:
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         given = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], LLM) else None
+        if given is not None and (options or given.engine.threaded):
+            raise ValueError("an LLM that is given takes no options, and has one AsyncLLM at a time")
         self.llm = given if given is not None else LLM(*arguments, **options)
         self._thread = EngineThread(self.llm.engine)
 

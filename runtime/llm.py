@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .demo import demo_model
 from .engine.build import MAX_SEQS, N_BATCH, EngineOptions, engine_memory, make_engine
 from .engine.cache_file import restore_cache, save_cache
 from .engine.pages import GroupSpec
+from .engine.request import QueueFull
 from .engine.vocabulary import Vocabulary
 from .generation import Completion, Generation
 from .memory import MemoryPlan
@@ -191,9 +193,8 @@ class LLM:
         Everything is checked before anything runs (ValueError). What fails while it runs raises RuntimeError for one
         prompt; of many, the others go on, and the completion's finish_reason is "error".
         """
-        if isinstance(prompt, str) or not prompt or not isinstance(prompt[0], str | Sequence):
-            assert params is None or isinstance(params, SamplingParams)
-            return self._finish(self.start(cast(Prompt, prompt), params, **changes))
+        if isinstance(prompt, str) or not len(prompt) or not isinstance(prompt[0], str | Sequence):
+            return self._finish(self.start(cast(Prompt, prompt), cast(SamplingParams | None, params), **changes))
         prompts = cast(Sequence[Prompt], prompt)
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
@@ -211,7 +212,7 @@ class LLM:
         try:
             for i, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
                 try:
-                    generations.append(self.start(prompt, own, **changes))
+                    generations.append(self._start_when_there_is_room(prompt, own, changes))
                 except ValueError as error:
                     raise ValueError(f"prompt {i}: {error}") from None
             completions = []
@@ -221,6 +222,16 @@ class LLM:
             for generation in generations:
                 generation.close()
         return completions
+
+    def _start_when_there_is_room(
+        self, prompt: Prompt, params: SamplingParams | None, changes: Mapping[str, Any]
+    ) -> Generation:
+        while True:
+            try:
+                return self.start(prompt, params, **changes)
+            except QueueFull:
+                if self.engine.threaded or not self.engine.step():
+                    raise
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Iterator[str]:
         """As generate, but yields the text in pieces, never half a character."""
@@ -260,6 +271,8 @@ class LLM:
         It advances whenever one of the LLM's generations is iterated over. priority: higher ones run first. timeout:
         seconds after which it ends. cache_prompt: whether it uses and leaves prefixes in the cache.
         """
+        if params is not None and not isinstance(params, SamplingParams):
+            raise TypeError(f"expected SamplingParams for a prompt, found {type(params).__name__}")
         params = replace(params or self.default_params, **changes)
         tokens = self.tokenize(prompt)
         if not hasattr(self, "engine"):
@@ -268,8 +281,12 @@ class LLM:
         return Generation(self.engine, handle, self.tokenizer)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """A prompt's tokens, with the model's special ones where it is a text."""
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        """A prompt's tokens, with the model's special ones where it is a text. TypeError for anything else."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if isinstance(prompt, Mapping) or not hasattr(prompt, "__iter__"):
+            raise TypeError(f"expected a text or a list of token ids, found {type(prompt).__name__}")
+        return [_token(value) for value in prompt]
 
     def save_cache(self, path: str | os.PathLike[str], prompt: Prompt) -> int:
         """Writes what the cache holds of a prompt to a file; how many tokens that is. ValueError where that is none."""
@@ -286,3 +303,11 @@ class LLM:
     @staticmethod
     def _finish(generation: Generation) -> Completion:
         return generation.checked("".join(generation))
+
+
+def _token(value: Any) -> int:
+    """A token id as Python's integer, whatever library's integer it is."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected token ids as integers, found {value!r}") from None

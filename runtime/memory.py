@@ -337,7 +337,7 @@ def _complaint(problem: _Problem) -> str:
             f"workspace {_mib(worst.workspace)}, margin {_mib(worst.margin)}"
         )
     advice = list(_advice(problem))
-    return f"{text}. " + ("What fits: " + "; or ".join(advice) if advice else "Nothing smaller fits either")
+    return f"{text}. " + ("What fits: " + "; or ".join(advice) if advice else "No option alone makes it fit")
 
 
 def _mib(n_bytes: int) -> str:
@@ -360,6 +360,10 @@ def _advice(problem: _Problem) -> Iterator[str]:
     if names := [name for name in _smaller_types(problem) if fits(k_type=name, v_type=name)]:
         others = f" (or {', '.join(names[1:])})" if names[1:] else ""
         yield f"-ctk {names[0]} -ctv {names[0]}{others}"
+    if n := _last(lambda n: fits(max_seqs=n), o.max_seqs - 1):
+        yield f"-np {n}"
+    if n := _last(lambda n: fits(n_batch=n), o.n_batch - 1):
+        yield f"-b {n}"
     n_gpu = sum(d.type != "cpu" for d in (*plan.layer_devices, plan.output_device))
     for n in range(n_gpu - 1, -1, -1):
         moved = with_gpu_layers(plan, n, plan.output_device)

@@ -26,7 +26,7 @@ CHAIN_OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
 
 def vocab_kv() -> dict[str, Any]:
     """An SPM vocabulary in which breakers stand alone, in words and across tokens."""
-    words = [":", '"', "*", "a", "b", "c", "▁", "ab", "bc", "a:b", 'x"', "**", ":\n", "Us", "er", "User", "er:", "cU"]
+    words = [":", '"', "*", "a", "b", "▁c", "▁", "ab", "bc", "a:b", 'x"', "**", ":\n", "Us", "er", "User", "er:", "cU"]
     words += [f"w{i}" for i in range(N_VOCAB - 259 - len(words))]
     texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
     kinds = ["normal", "control", "control", *["byte"] * 256, *["normal"] * len(words)]
@@ -104,6 +104,7 @@ def cases() -> list[dict[str, Any]]:
         {"dry_multiplier": 2.0, "dry_allowed_length": 0, "dry_sequence_breakers": ("cU", "zz")},
         {"dry_multiplier": 0.1, "dry_sequence_breakers": ("Zz",), "dry_base": 1.0, "dry_allowed_length": 5},
         {"dry_multiplier": 3.0, "dry_sequence_breakers": ("User:", ":a"), **off, "dry_base": 1.2},
+        {"dry_multiplier": 3.0, "dry_sequence_breakers": (" ",), **off, "dry_allowed_length": 1},
         {"dry_multiplier": 1.0, "samplers": ("top_k", "dry", "typ", "temperature"), "typical_p": 0.9},
         {"mirostat": 1, "mirostat_tau": 3.0},
         {"mirostat": 1, "mirostat_tau": 2.0, "mirostat_eta": 0.5, "temperature": 0.6},

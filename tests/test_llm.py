@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -255,7 +257,7 @@ def test_only_what_fits_is_restored(llm: LLM, tmp_path: Path) -> None:
         llm.save_cache(path, [9] * 40)
     others: list[tuple[dict[str, Any], str]] = [
         ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, "expected a cache file with k_type q8_0, found f32"),
-        ({"cache_tokens": 64, "n_ctx": 64}, r"int32, 1 … 64, found torch.int32 \[70\]"),
+        ({"cache_tokens": 64, "n_ctx": 64}, r"at most 64 tokens, found \[70\]"),
     ]
     for options, message in others:
         with LLM(device="cpu", max_seqs=1, **options) as other, pytest.raises(ValueError, match=message):
@@ -349,3 +351,51 @@ def test_a_closed_model_says_so() -> None:
         pass
     with pytest.raises(RuntimeError, match="the model was closed"):
         llm.generate("Once")
+
+
+def test_a_list_longer_than_the_queue(alone: list[str]) -> None:
+    with LLM(device="cpu", max_seqs=1, max_queue=1) as llm:
+        assert [c.text for c in llm.generate(PROMPTS, GREEDY)] == alone
+
+
+WRONG: list[tuple[Any, Any, str]] = [
+    (3, None, "expected a text or a list of token ids, found int"),
+    ({"role": "user"}, None, "found dict"),
+    ([1.0, 2.0], None, "expected token ids as integers, found 1.0"),
+    ([1, "a"], None, "expected token ids as integers, found 'a'"),
+    ("Once", {"max_tokens": 3}, "expected SamplingParams for a prompt, found dict"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "params", "message"), WRONG, ids=[row[2] for row in WRONG])
+def test_what_is_no_prompt(prompt: Any, params: Any, message: str, llm: LLM) -> None:
+    with pytest.raises(TypeError, match=message):
+        llm.start(prompt, params)
+    assert not llm.engine.has_work
+
+
+def test_numbers_of_numpy(llm: LLM, alone: list[str]) -> None:
+    tokens: Any = np.array(llm.tokenize(PROMPTS[0]))
+    params = SamplingParams(temperature=np.float32(0), max_tokens=np.int64(12), top_k=np.int64(5), n_probs=np.int32(2))
+    assert llm.generate(tokens, params).text == alone[0]
+
+
+def test_a_cache_goes_to_files_only(llm: LLM, tmp_path: Path) -> None:
+    llm.generate(PROMPTS[0], GREEDY)
+    with pytest.raises(ValueError, match="not a file"):
+        llm.save_cache(tmp_path, PROMPTS[0])
+    with pytest.raises(ValueError, match="not a file"):
+        llm.restore_cache(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for method in (llm.restore_cache, lambda path: llm.save_cache(path, PROMPTS[0])):
+        with pytest.raises(ValueError, match="not a file"):
+            method(tmp_path / "pipe")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipe"]
+    with LLM(device="cpu", max_seqs=1, prefix_sharing=False) as alone, pytest.raises(ValueError, match="not shared"):
+        alone.restore_cache(tmp_path / "cache")
+
+
+def test_one_engine_has_one_thread(llm: LLM, asynchronous: AsyncLLM) -> None:
+    for options in ({}, {"max_seqs": 3}):
+        with pytest.raises(ValueError, match="takes no options, and has one AsyncLLM"):
+            AsyncLLM(llm, **options)

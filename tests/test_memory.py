@@ -108,7 +108,7 @@ def test_a_cpu_gives_half_of_its_memory() -> None:
     assert 32 * GIB - 8 * MIB < plan.devices[0].cache <= 32 * GIB
     # A file that is larger than memory can be mapped all the same.
     assert plan_memory(LLAMA.source, LLAMA.config, LLAMA.plan(0), options(256, 1), machine(cpu=2048)).n_ctx == 256
-    with pytest.raises(ValueError, match="Nothing smaller fits either"):
+    with pytest.raises(ValueError, match="No option alone makes it fit"):
         unmapped = options(256, 1, use_mmap=False)
         plan_memory(LLAMA.source, LLAMA.config, LLAMA.plan(0), unmapped, machine(cpu=2048))
 
@@ -221,13 +221,20 @@ def _followed(
         decodes = n_gpu == 0 and n_weights * dtype.itemsize <= 0.6 * devices[CPU].free_bytes
         for form in [plan.weight_dtype, dtype] if decodes else [plan.weight_dtype]:
             assert fits(replace(with_gpu_layers(plan, n_gpu, GPU), weight_dtype=form), wanted)
+    for option, name in (("-np", "max_seqs"), ("-b", "n_batch")):
+        if found := re.search(rf"{option} (\d+)", message):
+            n += 1
+            most: dict[str, Any] = {name: int(found[1])}
+            more: dict[str, Any] = {name: int(found[1]) + 1}
+            assert fits(plan, replace(wanted, **most))
+            assert not fits(plan, replace(wanted, **more))
     if "--dequantize off" in message:
         n += 1
         assert fits(replace(plan, weight_dtype=None), wanted)
     if found := re.search(r"What fits: a cache of (\d+) tokens", message):
         n += 1
         assert fits(plan, replace(wanted, pool_tokens=int(found[1])))
-    assert ("What fits" in message) == (n > 0) == ("Nothing smaller" not in message)
+    assert ("What fits" in message) == (n > 0) == ("No option alone" not in message)
     return n
 
 

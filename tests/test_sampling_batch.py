@@ -32,7 +32,7 @@ def encode(text: str) -> list[int]:
     return TOKENIZER.encode(text, add_special=False, parse_special=False)
 
 
-FINDER = BreakerFinder(N_VOCAB, TOKENIZER.token_to_piece, encode)
+FINDER = BreakerFinder(N_VOCAB, TOKENIZER.lone_piece, encode)
 
 
 def open_case(sampler: BatchSampler, slot: int, number: int, **more: Any) -> None:

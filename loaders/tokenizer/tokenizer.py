@@ -134,6 +134,11 @@ class Tokenizer:
         """The bytes that the token stands for; control and unknown tokens are empty unless `special`."""
         return self._pieces(token, special)
 
+    def lone_piece(self, token: int) -> bytes:
+        """The bytes of a text that is this token alone: without the space that `encode` puts in front."""
+        piece = self._pieces(token, True)
+        return piece.removeprefix(b" ") if self._vocab.rules.add_space_prefix else piece
+
     def token_text(self, token: int) -> str:
         """The token as the file spells it: "Ġthe", "▁the", "<0x0A>"."""
         self._vocab.check(token)

@@ -96,19 +96,22 @@ def main(values: dict[str, Any]) -> int:
     )
     progress: Callable[[str], None] = _say if values["progress"] else lambda text: None
     printer.begin()
-    for setting in _settings(values):
-        progress(f"loading {setting.model or 'the demo model'}")
-        with load(setting, max(case.n_tokens for case in cases) + SPARE_TOKENS) as llm:
-            described = describe(llm, setting)
-            for i, case in enumerate(cases):
-                progress(f"test {i + 1}/{len(cases)}: {case}")
-                time.sleep(values["delay"])
-                started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                samples = run_case(llm, case, values["repetitions"], warmup=not values["no_warmup"])
-                described |= {"n_prompt": case.n_prompt, "n_gen": case.n_gen, "n_depth": case.n_depth}
-                printer.test(Result(**described, test_time=started, samples_ns=tuple(samples)))
-                sys.stdout.flush()
-    printer.end()
+    try:
+        for setting in _settings(values):
+            progress(f"loading {setting.model or 'the demo model'}")
+            with load(setting, max(case.n_tokens for case in cases) + SPARE_TOKENS) as llm:
+                described = describe(llm, setting)
+                for i, case in enumerate(cases):
+                    progress(f"test {i + 1}/{len(cases)}: {case}")
+                    time.sleep(values["delay"])
+                    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                    samples = run_case(llm, case, values["repetitions"], warmup=not values["no_warmup"])
+                    described |= {"n_prompt": case.n_prompt, "n_gen": case.n_gen, "n_depth": case.n_depth}
+                    printer.test(Result(**described, test_time=started, samples_ns=tuple(samples)))
+                    sys.stdout.flush()
+    finally:
+        # What was measured before an error can be read.
+        printer.end()
     return 0
 
 

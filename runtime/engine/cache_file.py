@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,12 +38,16 @@ def save_cache(engine: Engine, path: str | os.PathLike[str], tokens: Sequence[in
     """
     contents = engine.between_steps(lambda: _taken(engine, tokens))
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target}: there is something that is not a file")
     unfinished = target.with_name(target.name + ".part")
     try:
         save_file(contents, unfinished, _metadata(engine))
+        unfinished.replace(target)
     except SafetensorError as error:
         raise OSError(f"{target}: cannot be written: {error}") from None
-    unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return len(contents["tokens"])
 
 
@@ -52,12 +57,16 @@ def restore_cache(engine: Engine, path: str | os.PathLike[str]) -> int:
     ValueError for a file that is damaged, of another model, of other cache types, or larger than the cache.
     """
     pool, cache = engine.scheduler.pool, engine.runner.cache
+    if not pool.share:
+        raise ValueError("prefixes are not shared, so nothing that is restored would be found")
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path}: not a file")
     try:
         with safe_open(path, "pt") as file:
             _check_metadata(path, file.metadata() or {}, _metadata(engine))
-            tokens = _checked_tokens(path, file.get_tensor("tokens"), engine)
+            tokens = _checked_tokens(path, file, engine)
             contents = {
-                name: _checked_plane(path, name, file.get_tensor(name), plane, n_pages)
+                name: _checked_plane(path, name, file, plane, n_pages)
                 for group, n_pages in enumerate(pool.n_kept_pages(len(tokens)))
                 for name, plane in cache.planes(group)
             }
@@ -117,13 +126,15 @@ def _present(pages: Sequence[int]) -> torch.Tensor:
 
 
 def _checked_plane(
-    path: str | os.PathLike[str], name: str, found: torch.Tensor, plane: torch.Tensor, n_pages: int
+    path: str | os.PathLike[str], name: str, file: Any, plane: torch.Tensor, n_pages: int
 ) -> torch.Tensor:
-    expected = [n_pages, *plane.shape[1:]]
-    if list(found.shape) != expected or found.dtype != plane.dtype:
-        wanted = f"{plane.dtype} {expected}"
-        raise ValueError(f"{path}: expected {name} as {wanted}, found {found.dtype} {list(found.shape)}")
-    return found
+    expected, shape = [n_pages, *plane.shape[1:]], file.get_slice(name).get_shape()
+    if shape == expected:
+        found: torch.Tensor = file.get_tensor(name)
+        if found.dtype == plane.dtype:
+            return found
+        shape = f"{found.dtype} {shape}"
+    raise ValueError(f"{path}: expected {name} as {plane.dtype} {expected}, found {shape}")
 
 
 def _metadata(engine: Engine) -> dict[str, str]:
@@ -144,8 +155,12 @@ def _check_metadata(path: str | os.PathLike[str], found: dict[str, str], expecte
             raise ValueError(f"{path}: expected a cache file with {key} {value}, found {found.get(key, 'none')}")
 
 
-def _checked_tokens(path: str | os.PathLike[str], tokens: torch.Tensor, engine: Engine) -> list[int]:
+def _checked_tokens(path: str | os.PathLike[str], file: Any, engine: Engine) -> list[int]:
     n_vocab, capacity = engine.vocabulary.n_vocab, engine.scheduler.pool.capacity
+    shape = file.get_slice("tokens").get_shape()
+    if len(shape) != 1 or shape[0] > capacity:
+        raise ValueError(f"{path}: expected at most {capacity} tokens, found {shape}")
+    tokens = file.get_tensor("tokens")
     if tokens.dtype != torch.int32 or tokens.dim() != 1 or not 1 <= len(tokens) <= capacity:
         expected = f"tokens as int32, 1 … {capacity}"
         raise ValueError(f"{path}: expected {expected}, found {tokens.dtype} {list(tokens.shape)}")

@@ -254,21 +254,19 @@ class Engine:
 
     def _launch(self, step: Step) -> tuple[Step, Results] | None:
         self.n_steps += 1
-        now = time.perf_counter()
         try:
             for row in step.rows:
-                request = row.request
-                if request not in self._open:
-                    handle = self._handles[request]
-                    handle.started = now
-                    self.vocabulary.open(
-                        self.runner.sampler, request.slot, request.prompt, handle.params, handle.breakers
-                    )
-                    self._open[request] = request.slot
+                if row.request not in self._open:
+                    self._begin(self._handles[row.request])
             return step, self.runner.launch(step)
         except Exception as error:
             self._fail(step, error)
             return None
+
+    def _begin(self, handle: Handle) -> None:
+        request, handle.started = handle.request, time.perf_counter()
+        self.vocabulary.open(self.runner.sampler, request.slot, request.prompt, handle.params, handle.breakers)
+        self._open[request] = request.slot
 
     def _fail(self, step: Step, error: Exception) -> None:
         """Ends the requests of a step that went wrong."""

@@ -105,9 +105,9 @@ class Graphs:
 def _left_to_torch(decoder: Decoder) -> bool:
     """Whether steps so far left to torch what it cannot do within a graph: experts, which it reads from the device, or
     attention, which in a graph would read the cache as far as the longest context."""
-    every = {layer.ops for layer in decoder.layers}
-    alone = any(ops.device.type == "cuda" and len(ops.backends) == 1 for ops in every)
-    return alone or any(operation in ("attention", "experts") for ops in every for _, operation, _ in ops.declined)
+    ops = decoder.output_ops  # that of all layers: graphs are for one device
+    alone = ops.device.type == "cuda" and len(ops.backends) == 1
+    return alone or any(operation in ("attention", "experts") for _, operation, _ in ops.declined)
 
 
 class DecodeGraph:

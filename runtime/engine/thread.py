@@ -8,8 +8,8 @@ from .engine import Engine
 
 
 class EngineThread:
-    """Steps while there is work, sleeps while there is none. If stepping itself fails, every request ends with that
-    error, and so does every later one."""
+    """Steps while there is work, sleeps while there is none. If stepping itself fails, the requests that are there end
+    with that error (Engine.step sees to it), and later ones are tried again."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -23,8 +23,7 @@ class EngineThread:
             self._work.clear()
             try:
                 busy = self.engine.step()
-            except Exception as error:
-                self.engine.abort_all(f"the engine has stopped: {type(error).__name__}: {error}")
+            except Exception:
                 busy = False
             if not busy and not self._closing:
                 self._work.wait()

@@ -25,7 +25,7 @@ class Vocabulary:
         def encode(text: str) -> list[int]:
             return tokenizer.encode(text, add_special=False, parse_special=False)
 
-        finder = BreakerFinder(tokenizer.n_vocab, tokenizer.token_to_piece, encode)
+        finder = BreakerFinder(tokenizer.n_vocab, tokenizer.lone_piece, encode)
         return cls(tokenizer.n_vocab, frozenset(tokenizer.eog_ids), frozenset(tokenizer.suppressed_ids), finder)
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:

@@ -12,7 +12,7 @@ from .state import Step
 
 # How many of the likeliest tokens mirostat fits Zipf's law to.
 MIROSTAT_M = 100
-LARGEST_K = 2.0**31 - 1
+LARGEST_K = 2.0**31
 
 MU, WEIGHTED_SUM, TOTAL_WEIGHT = 0, 1, 2
 
@@ -56,7 +56,8 @@ def mirostat_1(c: Candidates, step: Step) -> Choice:
     excess = slope - 1
     mu = step.state.memory[step.rows, MU].unsqueeze(1)
     k = (excess * torch.exp2(mu) / (1 - step.state.n_vocab**-excess)) ** (1 / slope)
-    k = torch.where(k.isnan(), 1.0, k.clamp(1, LARGEST_K)).floor()
+    # A k that is no 32-bit integer becomes 1, as it does in llama.cpp on x86.
+    k = torch.where(k < LARGEST_K, k.clamp(min=1), 1.0).floor()
     c.drop(torch.arange(c.width, device=probs.device) >= k, sized=False, prefix=True)
     return _observed(c, step, mu, single=k == 1)
 

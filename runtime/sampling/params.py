@@ -125,8 +125,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGERS.items():
             _check(name, getattr(self, name), Integral, low, high)
+            object.__setattr__(self, name, int(getattr(self, name)))
         for name, limits in NUMBERS.items():
             _check(name, getattr(self, name), Real, *limits)
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is true or false, not {getattr(self, name)!r}")
@@ -135,6 +137,9 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _check("a token of logit_bias", token, Integral, -MAX_INT, MAX_INT)
             _check(f"logit_bias of token {token}", bias, Real, -math.inf, MAX_FLOAT)
+        # A copy: what was checked must not change.
+        biases = {int(token): float(bias) for token, bias in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", biases)
         for name in ("dry_sequence_breakers", "samplers", "stop"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if len(self.dry_sequence_breakers) > MAX_BREAKERS:
