@@ -9,7 +9,7 @@ run: $(VENV)/run.stamp
 	$(BIN)/naiad run -p "Tell me a story about a cat." -n 200 --temp 0.6 --seed 7
 
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/pytest -m slow
