@@ -57,10 +57,15 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         lowest = {"n_ctx": 0, "n_batch": 1, "max_seqs": 1, "cache_ram_bytes": 0, "pool_tokens": 1, "margin_bytes": 0}
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name} must be at least {low}, found {value}")
+        check_lowest(self, lowest)
+
+
+def check_lowest(options: object, lowest: Mapping[str, int]) -> None:
+    """ValueError for an option, other than None, below what it may be."""
+    for name, low in lowest.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise ValueError(f"{name} must be at least {low}, found {value}")
 
 
 @dataclass(frozen=True, slots=True)

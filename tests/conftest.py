@@ -1,6 +1,8 @@
 """Fixtures for all tests: where the shared data lies, fixed seeds; and Triton's interpreter where there is no GPU."""
 
 import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import interpreter
+
+from naiad.runtime import cli
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -36,6 +40,18 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the shared test data, and {SHARED_DATA} is not there")
     return SHARED_DATA
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, str]]:
+    """Runs a command line: exit code, stdout, stderr."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        code = cli.main(shlex.split(line))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 _POISON = 0x5A5A5A5A

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import pytest
 import torch
 from fake_engine import PROMPT_NS, STEP_NS, FakeModel
 
-from naiad.runtime import cli
 from naiad.runtime.cli import batched_bench, bench
 from naiad.runtime.cli.lists import layer_list, number_list, pair
 from naiad.runtime.cli.timing import Case, RandomTokens, measure
@@ -76,18 +74,6 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     monkeypatch.setattr(bench, "load", lambda setting, n_ctx: made)
     monkeypatch.setattr(batched_bench, "load", lambda values, loads: made)
     return made
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, str]]:
-    """Runs a command line: exit code, stdout, stderr."""
-
-    def run(line: str) -> tuple[int, str, str]:
-        code = cli.main(shlex.split(line))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 Run = Callable[[str], tuple[int, str, str]]

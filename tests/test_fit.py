@@ -10,22 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from naiad.runtime import cli
 from naiad.runtime.cli import fit
 from naiad.runtime.llm import LLM
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, str]]:
-    """Runs a command line: exit code, stdout, stderr."""
-
-    def run(line: str) -> tuple[int, str, str]:
-        code = cli.main(shlex.split(line))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
 
 Run = Callable[[str], tuple[int, str, str]]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ...loaders.hub import fetch_model
 from ...loaders.open import open_model
 from ...loaders.stored import ModelSource
 from ...quant.cache_types import plain_type
@@ -21,8 +20,8 @@ from ..demo import demo_model
 from ..devices import DeviceInfo, activation_dtype, list_devices
 from ..memory import CTX_STEP, MARGIN_BYTES, MIB, MemoryOptions, MemoryPlan, plan_memory, with_gpu_layers
 from ..model import ModelOptions, Plan, plan_model, read_model_config
-from .model_options import MODEL_OPTIONS
-from .options import Option, Parser, UsageError, integer
+from .model_options import MODEL_OPTIONS, model_path
+from .options import Option, Parser, integer
 
 N_POSITIONAL = 0
 PARSER = Parser(
@@ -44,10 +43,7 @@ PARSER = Parser(
 
 
 def main(values: dict[str, Any]) -> int:
-    if values["hf_file"] and not values["hf_repo"]:
-        raise UsageError("--hf-file needs --hf-repo")
-    model = fetch_model(values["hf_repo"], values["hf_file"]) if values["hf_repo"] else values["model"]
-    source = open_model(model or demo_model(), use_mmap=values["mmap"])
+    source = open_model(model_path(values) or demo_model(), use_mmap=values["mmap"])
     config = read_model_config(source)
     plan, devices = _first_plan(source, config, values)
     found, n_gpu = _fitted(source, config, plan, devices, values)

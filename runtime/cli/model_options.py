@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,15 +114,20 @@ MODEL_OPTIONS = [
 ]
 
 
+def model_path(values: dict[str, Any]) -> str | Path | None:
+    """Where the model lies, fetched from the Hub if need be; None for the demo model."""
+    if values["hf_repo"]:
+        return fetch_model(values["hf_repo"], values["hf_file"])
+    if values["hf_file"]:
+        raise UsageError("--hf-file needs --hf-repo")
+    path: str | None = values["model"]
+    return path
+
+
 def load_llm(values: dict[str, Any], **more: Any) -> LLM:
     """The model that a command's options ask for. more: arguments of LLM that they do not cover."""
-    model = values["model"]
-    if values["hf_repo"]:
-        model = fetch_model(values["hf_repo"], values["hf_file"])
-    elif values["hf_file"]:
-        raise UsageError("--hf-file needs --hf-repo")
     return LLM(
-        model,
+        model_path(values),
         device=values["device"],
         n_gpu_layers=values["n_gpu_layers"],
         n_ctx=values["ctx_size"],

@@ -12,7 +12,7 @@ from ..cache import PagedCache
 from ..config import ModelConfig
 from ..decoder import Decoder
 from ..devices import activation_dtype, list_devices
-from ..memory import MIB, MemoryOptions, MemoryPlan, plan_memory
+from ..memory import MIB, MemoryOptions, MemoryPlan, check_lowest, plan_memory
 from ..model import ModelOptions, Plan
 from ..sampling import BatchSampler
 from .engine import Engine
@@ -48,10 +48,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         lowest = {"n_batch": 1, "max_seqs": 1, "max_queue": 1, "cache_tokens": 1, "cache_ram": 0}
-        for name, low in lowest.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name} must be at least {low}, found {value}")
+        check_lowest(self, lowest)
 
 
 def engine_memory(

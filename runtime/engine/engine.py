@@ -89,7 +89,7 @@ class Engine:
         # Held while the scheduler is asked, never while the device works; and while a step is under way.
         self._lock, self._stepping = threading.Lock(), threading.Lock()
         self._handles: dict[Request, Handle] = {}
-        self._open: dict[Request, int] = {}
+        self._open: set[Request] = set()  # those whose slot is open in the sampler
         self._in_flight: tuple[Step, Results] | None = None
         self._calls: deque[Callable[[], None]] = deque()
         self._leaving: deque[Request] = deque()
@@ -266,7 +266,7 @@ class Engine:
     def _begin(self, handle: Handle) -> None:
         request, handle.started = handle.request, time.perf_counter()
         self.vocabulary.open(self.runner.sampler, request.slot, request.prompt, handle.params, handle.breakers)
-        self._open[request] = request.slot
+        self._open.add(request)
 
     def _fail(self, step: Step, error: Exception) -> None:
         """Ends the requests of a step that went wrong."""
@@ -304,9 +304,9 @@ class Engine:
     def _finish(self, ended: Sequence[Request]) -> None:
         """Closes what has ended and tells who waits for it."""
         for request in ended:
-            slot = self._open.pop(request, None)
-            if slot is not None:
-                self.runner.sampler.close(slot)
+            if request in self._open:
+                self._open.remove(request)
+                self.runner.sampler.close(request.slot)
             handle = self._handles.pop(request)
             # The error first: another thread may read it as soon as there is a reason.
             handle.error = request.error
