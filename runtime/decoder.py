@@ -57,19 +57,17 @@ class Decoder:
         x = ops.rows(self.token_embd, batch.tokens)
         if self.config.embedding_scale != 1.0:
             x = x * self.config.embedding_scale
-        angles: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        stream = Stream(x)
-        for i, (layer, layer_cache) in enumerate(zip(self.layers, cache.layers, strict=True)):
-            ops = layer.ops
-            if ops.device != stream.x.device:
-                batch, stream = batch.to(ops.device), Stream(stream.x.to(ops.device, ops.dtype))
-            if id(layer.rope) not in angles:
-                angles[id(layer.rope)] = layer.rope.angles(batch.positions)
-            turns = angles[id(layer.rope)]
-            stream = ops.attention_block(layer.attention, stream, layer.mlp, turns, layer_cache, batch)
-            following = self.layers[i + 1] if i + 1 < len(self.layers) else None
-            goes_on = following is not None and following.ops is ops
-            stream = ops.mlp_block(layer.mlp, stream, following.attention if following and goes_on else None)
+        stream, first = Stream(x), 0
+        while first < len(self.layers):
+            ops, last = self.layers[first].ops, first
+            while last < len(self.layers) and self.layers[last].ops is ops:
+                last += 1
+            batch, stream = batch.to(ops.device), Stream(stream.x.to(ops.device, ops.dtype))
+            layers = self.layers[first:last]
+            ropes = {id(layer.rope): layer.rope for layer in layers}
+            angles = {key: rope.angles(batch.positions) for key, rope in ropes.items()}
+            stream = ops.layers(layers, stream, angles, cache.layers[first:last], batch)
+            first = last
         return stream.x if batch.output_rows is None else stream.x[batch.output_rows]
 
 

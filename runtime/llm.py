@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -30,6 +31,7 @@ from .generation import Completion, Generation
 from .memory import MemoryPlan
 from .model import ModelOptions, load_model, plan_model, read_model_config
 from .sampling import SamplingParams, recommended_params
+from .threads import ThreadOptions, plan_threads
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -43,6 +45,7 @@ class LLM:
     n_batch, max_seqs, max_queue, cache_tokens, cache_ram, prefix_sharing, graphs, overlap: see EngineOptions.
     device, n_gpu_layers, dequantize, weight_dtype, flash_attn, cache_type_k, cache_type_v, route, batch_invariant: see
     ModelOptions.
+    n_threads: CPU threads, the physical cores by default; threads says more, and comes before it (threads.py).
     chat_template: a built-in template's name or Jinja text in place of the model's own.
     progress: shows a bar on stderr while loading.
 
@@ -67,6 +70,7 @@ class LLM:
         graphs: bool = True,
         overlap: bool | None = None,
         n_threads: int | None = None,
+        threads: ThreadOptions | None = None,
         dequantize: str = "auto",
         weight_dtype: torch.dtype | None = None,
         flash_attn: str = "auto",
@@ -78,10 +82,10 @@ class LLM:
         chat_template: str | None = None,
         progress: bool = False,
     ) -> None:
-        if n_threads is not None:
-            if n_threads < 1:
-                raise ValueError(f"n_threads must be at least 1, found {n_threads}")
-            torch.set_num_threads(n_threads)
+        if n_threads is not None and n_threads < 1:
+            raise ValueError(f"n_threads must be at least 1, found {n_threads}")
+        threads = ThreadOptions(n_threads=n_threads) if threads is None else threads
+        torch.set_num_threads(plan_threads(threads).batch.n_threads)
         engine_options = EngineOptions(
             n_batch=n_batch,
             max_seqs=max_seqs,
@@ -103,6 +107,8 @@ class LLM:
             cache_type_v=cache_type_v,
             route=route,
             batch_invariant=batch_invariant,
+            threads=threads,
+            on_compile=_announcement(wanted=progress),
         )
         self.path = Path(model) if model is not None else demo_model()
         source = open_model(self.path, use_mmap=use_mmap)
@@ -311,3 +317,16 @@ def _token(value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"expected token ids as integers, found {value!r}") from None
+
+
+def _announcement(*, wanted: bool) -> Callable[[str], None]:
+    """Says at the first kernel that is compiled what takes so long."""
+    told = not wanted
+
+    def announce(kernel: str) -> None:
+        nonlocal told
+        if not told:
+            print("compiling kernels for this processor, which the next start need not do ...", file=sys.stderr)
+        told = True
+
+    return announce

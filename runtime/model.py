@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -19,6 +20,8 @@ from .devices import activation_dtype, find_device
 from .models import read_config
 from .ops import Dispatch, Ops
 from .tensors import TensorBook
+from .threads import ThreadOptions
+from .trim import trim_memory
 
 # Up to this size a model is decoded to float32: exact, and the memory does not matter.
 SMALL_MODEL_BYTES = 256 * 2**20
@@ -38,9 +41,10 @@ class ModelOptions:
     n_ctx: tokens of context; 0 takes what the model was trained for.
     flash_attn: "off" computes attention step by step, "on" and "auto" with fused kernels where they apply.
     cache_type_k, cache_type_v: how keys and values are kept (quant/cache_types.py); None: as they are computed.
-    route: on a GPU, "int8" quantises activations to 8 bits where quantised weights are multiplied faster that way, as
-    llama.cpp does; "exact" never does.
+    route: "int8" quantises activations to 8 bits where quantised weights are multiplied faster that way, as llama.cpp
+    does; "exact" never does.
     batch_invariant: on a GPU, results do not depend on what else is in the batch, at some cost.
+    threads: of what runs on the CPU. on_compile: told the name of every kernel that is compiled for it.
     """
 
     device: str | None = None
@@ -53,6 +57,8 @@ class ModelOptions:
     cache_type_v: str | None = None
     route: Literal["int8", "exact"] = "int8"
     batch_invariant: bool = False
+    threads: ThreadOptions = field(default_factory=ThreadOptions)
+    on_compile: Callable[[str], None] = lambda name: None
 
     def __post_init__(self) -> None:
         if self.dequantize not in ("auto", "on", "off"):
@@ -83,6 +89,7 @@ class Plan:
     file_bytes: int
     decoded_bytes: int
     reason: str
+    cpu_kernels: bool = False
 
     def describe(self, config: ModelConfig) -> list[str]:
         """Lines for --verbose."""
@@ -116,21 +123,38 @@ def plan_model(source: ModelSource, config: ModelConfig, options: ModelOptions) 
     if info.device.type == "cpu":
         n_gpu = 0
     cpu = torch.device("cpu")
+    kernels = n_gpu < n_units and has_cpu_kernels(options)
     devices = [info.device if i >= n_units - n_gpu else cpu for i in range(n_units)]
     matrices = [t for t in source.tensors.values() if len(t.shape) > 1]
     n_weights = sum(t.n_elements for t in matrices)
-    dtype, reason = _weight_dtype(source, options, n_weights, find_device("cpu").free_bytes, n_gpu)
+    if kernels:
+        dtype, reason = None, "kernels for this processor read them so"
+    else:
+        dtype, reason = _weight_dtype(source, options, n_weights, find_device("cpu").free_bytes, n_gpu)
     return Plan(
         layer_devices=tuple(devices[:-1]),
         input_device=devices[0],
         output_device=devices[-1],
         weight_dtype=dtype,
+        cpu_kernels=kernels,
         n_ctx=options.n_ctx or config.n_ctx_train,
         n_parameters=sum(t.n_elements for t in source.tensors.values()),
         file_bytes=sum(t.n_bytes for t in source.tensors.values()),
         decoded_bytes=n_weights * (dtype.itemsize if dtype else 0),
         reason=reason,
     )
+
+
+def has_cpu_kernels(options: ModelOptions) -> bool:
+    """Whether layers on the CPU run on kernels of their own; numba is not there for every system."""
+    if options.dequantize == "on" or options.weight_dtype is not None or options.route != "int8":
+        return False
+    if find_spec("numba") is None:
+        return False
+    # numba takes half a second to import.
+    from .cpu_kernels.kernel import serves, this_host
+
+    return serves(this_host())
 
 
 def _weight_dtype(
@@ -162,6 +186,11 @@ def make_ops(device: torch.device, weight_dtype: torch.dtype | None, options: Mo
     """The backends of a device, fastest first."""
     dtype, fused = activation_dtype(device), options.flash_attn != "off"
     backends: list[Ops] = [TorchOps(device, dtype, weight_dtype, fused_attention=fused)]
+    if device.type == "cpu" and has_cpu_kernels(options):
+        from .backends.cpu import CpuOps
+        from .cpu_kernels import make_kernels
+
+        backends.insert(0, CpuOps(make_kernels(options.threads, options.on_compile), fused_attention=fused))
     if device.type == "cuda":
         try:
             # Triton is not there on every system.
@@ -190,6 +219,8 @@ def load_model(
     devices = {plan.input_device, plan.output_device, *plan.layer_devices}
     ops = {device: make_ops(device, plan.weight_dtype, options) for device in devices}
     book = TensorBook(source, progress)
+    if plan.cpu_kernels:
+        trim_memory()
     decoder = build_decoder(
         config,
         book,

@@ -1,8 +1,9 @@
 """The backend abstraction layer: what a device must be able to do to run a model.
 
 A backend implements some or all of `Ops`. Each call goes down an ordered list of backends; one that cannot serve a
-call returns `Declined` with the reason, the last (plain torch) takes everything. `attention_block` and `mlp_block`
-let a backend run a whole half of a layer in its own way; declined, the layer is composed of the single operations.
+call returns `Declined` with the reason, the last (plain torch) takes everything. `layers` lets the first backend run
+all layers of a device in its own way, `attention_block` and `mlp_block` any backend half a layer; declined, layers are
+composed of halves, and these of the single operations.
 Between the halves goes a `Stream`, in which a backend may hand itself what it made of the norm that comes next.
 
 Shapes: activations are [n_tokens, width], without a batch dimension (batch.py); matrices are [n_out, n_in].
@@ -25,6 +26,7 @@ from .cache import LayerCache
 from .config import Activation, RopePairing
 
 if TYPE_CHECKING:
+    from .decoder import Layer
     from .layers import Attention, Linear, Mlp, Moe, Norm
 
 Angles = tuple[torch.Tensor, torch.Tensor]
@@ -32,9 +34,10 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """Not served by this backend, and why."""
+    """Not served by this backend, and why. expected: that is as it should be, and nobody is warned."""
 
     reason: str
+    expected: bool = False
 
 
 class Weight(Protocol):
@@ -47,6 +50,11 @@ class Weight(Protocol):
     @property
     def n_bytes(self) -> int:
         """Memory taken on the device."""
+        ...
+
+    @property
+    def copied(self) -> bool:
+        """Whether that is memory of its own, and not the file's."""
         ...
 
     def expert(self, index: int) -> Weight:
@@ -137,6 +145,17 @@ class Ops(Protocol):
         """Writes k and v [n, n_kv_heads, head_dim] to the cache, then attends: q [n, n_heads, head_dim] -> same."""
         ...
 
+    def layers(
+        self,
+        layers: Sequence[Layer],
+        stream: Stream,
+        angles: dict[int, Angles],
+        caches: Sequence[LayerCache],
+        batch: Batch,
+    ) -> Stream | Declined:
+        """The stream after layers that follow each other. angles: by the id of a layer's rope."""
+        ...
+
     def attention_block(
         self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch
     ) -> Stream | Declined:
@@ -171,6 +190,8 @@ class Dispatch:
             result = getattr(backend, operation)(*args)
             if not isinstance(result, Declined):
                 return result
+            if result.expected:
+                continue
             key = (backend.name, operation, result.reason)
             self.declined[key] += 1
             if self.declined[key] == 1 and i + 1 < len(self.backends):
@@ -225,6 +246,25 @@ class Dispatch:
         params: AttentionParams,
     ) -> torch.Tensor:
         return self._tensor("attention", q, k, v, cache, batch, params)
+
+    def layers(
+        self,
+        layers: Sequence[Layer],
+        stream: Stream,
+        angles: dict[int, Angles],
+        caches: Sequence[LayerCache],
+        batch: Batch,
+    ) -> Stream:
+        """In one piece where the first backend takes them so, else half by half."""
+        result = self.backends[0].layers(layers, stream, angles, caches, batch)
+        if not isinstance(result, Declined):
+            return result
+        for i, (layer, cache) in enumerate(zip(layers, caches, strict=True)):
+            turns = angles[id(layer.rope)]
+            stream = self.attention_block(layer.attention, stream, layer.mlp, turns, cache, batch)
+            following = layers[i + 1].attention if i + 1 < len(layers) else None
+            stream = self.mlp_block(layer.mlp, stream, following)
+        return stream
 
     def attention_block(
         self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch

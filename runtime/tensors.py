@@ -49,19 +49,19 @@ class TensorBook:
     def weight(self, name: str, shape: tuple[int, ...], ops: Dispatch) -> Weight:
         tensor = self.take(name, shape)
         weight = ops.load(tensor)
-        self._loaded(tensor, weight, ops)
+        self._loaded(tensor, weight)
         return weight
 
     def embedding(self, name: str, shape: tuple[int, int], ops: Dispatch) -> Weight:
         """A matrix of which only single rows are used."""
         tensor = self.take(name, shape)
         weight = ops.load_embedding(tensor)
-        self._loaded(tensor, weight, ops)
+        self._loaded(tensor, weight)
         return weight
 
-    def _loaded(self, tensor: StoredTensor, weight: Weight, ops: Dispatch) -> None:
-        # Of a weight that was decoded or copied to a device, the file's pages are not needed any more.
-        if weight.n_bytes != tensor.n_bytes or ops.device.type != "cpu":
+    def _loaded(self, tensor: StoredTensor, weight: Weight) -> None:
+        # Of a weight that was decoded or copied, the file's pages are not needed any more.
+        if weight.copied:
             self.source.release(tensor)
         self.progress(tensor.n_bytes)
 

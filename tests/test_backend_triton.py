@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import gguf
 import pytest
 import torch
 
@@ -16,13 +15,11 @@ pytest.importorskip("triton")
 from checkpoints import CASES, WINDOW, make_checkpoint, make_tokens, nmse
 from engines import engine_of, greedy, make_prompts, run
 from kernel_cases import DEVICE, ON_GPU
+from model_twins import BLOCKS, Rounded, converted
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 from naiad.loaders.open import open_model
-from naiad.loaders.stored import ModelSource, StoredTensor
-from naiad.quant.dequantize import dequantize
-from naiad.quant.formats import F32, format_by_name
 from naiad.runtime.backends.torch import TorchOps
 from naiad.runtime.backends.triton import TritonOps
 from naiad.runtime.batch import Batch, NewTokens
@@ -30,11 +27,10 @@ from naiad.runtime.cache import PagedCache
 from naiad.runtime.decoder import Decoder, build_decoder
 from naiad.runtime.engine.pages import PAGE_SIZE
 from naiad.runtime.models import ARCHITECTURES, read_config
-from naiad.runtime.ops import Dispatch, Weight
+from naiad.runtime.ops import Dispatch
 from naiad.runtime.sampling import SamplingParams
 from naiad.runtime.session import Session
 from naiad.runtime.tensors import TensorBook
-from naiad.triton_kernels.activations import quantize_reference
 from naiad.triton_kernels.tuning import arch_of, tuning
 
 pytestmark = [*ON_GPU, pytest.mark.usefixtures("poisoned")]
@@ -49,29 +45,7 @@ TABLE = tuning(arch_of(DEVICE))
 EXACT = replace(TABLE, exact_rows=0, workspace_rows=1000)
 
 INT8 = replace(TABLE, vector=replace(TABLE.vector, rows=64))
-# Whole blocks of 32 in every row, so that matrices can be quantised.
-BLOCKS = {
-    **{"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32},
-    **{"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32},
-}
-
 Build = Callable[..., Decoder]
-
-
-def converted(source: ModelSource, form: str) -> ModelSource:
-    """The same model with matrices of another format, but for routers."""
-    fmt = format_by_name(form)
-
-    def convert(tensor: StoredTensor) -> StoredTensor:
-        values = dequantize(tensor.bytes(), tensor.format).numpy()
-        data = torch.from_numpy(gguf.quants.quantize(values, gguf.GGMLQuantizationType[form]))
-        return StoredTensor(tensor.name, fmt, tensor.shape, data.contiguous().view(torch.uint8).flatten().clone)
-
-    tensors = source.tensors
-    assert isinstance(tensors, dict)
-    matrices = {name: t for name, t in tensors.items() if len(t.shape) > 1 and "gate_inp" not in name}
-    tensors.update({name: convert(tensor) for name, tensor in matrices.items()})
-    return source
 
 
 @pytest.fixture(scope="session")
@@ -100,16 +74,6 @@ def blocky(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], str]:
         return added
 
     return add
-
-
-class Rounded(TorchOps):
-    """The twin of the int8 route: activations are rounded as the kernels round them, to 8 bits per group of 32."""
-
-    def _matmul(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
-        if weight.format is not F32:
-            q, scale, _ = quantize_reference(x)
-            x = (q.float().unflatten(2, (8, 32)) * scale.unsqueeze(-1)).flatten(1)[:, : x.shape[1]]
-        return super()._matmul(x, weight)
 
 
 def on_triton(**options: object) -> Dispatch:

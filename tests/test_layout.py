@@ -1,4 +1,4 @@
-"""The folder rules: who may import whom, every folder is packaged, triton stays in its folder."""
+"""The folder rules: who may import whom, every folder is packaged, triton and numba stay in theirs."""
 
 import ast
 import sys
@@ -50,6 +50,13 @@ def test_triton_only_in_its_folder() -> None:
     for folder in MAY_IMPORT.keys() - {"triton_kernels"}:
         for file in (ROOT / folder).rglob("*.py"):
             assert not any(m == "triton" or m.startswith("triton.") for m in imported_modules(file)), file
+
+
+def test_numba_only_in_its_folder() -> None:
+    for folder in MAY_IMPORT:
+        for file in (ROOT / folder).rglob("*.py"):
+            modules = {m.partition(".")[0] for m in imported_modules(file)}
+            assert file.parent.name == "cpu_kernels" or not modules & {"numba", "llvmlite"}, file
 
 
 def test_every_folder_is_packaged() -> None:

@@ -256,7 +256,7 @@ def test_only_what_fits_is_restored(llm: LLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds nothing"):
         llm.save_cache(path, [9] * 40)
     others: list[tuple[dict[str, Any], str]] = [
-        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, "expected a cache file with k_type q8_0, found f32"),
+        ({"cache_type_k": "q8_0", "cache_type_v": "q8_0"}, "expected a cache file with k_type q8_0, found f16"),
         ({"cache_tokens": 64, "n_ctx": 64}, r"at most 64 tokens, found \[70\]"),
     ]
     for options, message in others:
@@ -271,10 +271,10 @@ def test_only_what_fits_is_restored(llm: LLM, tmp_path: Path) -> None:
         ({"model": "x"}, contents, "with model .*, found x"),
         ({"version": "2"}, contents, "with version 1, found 2"),
         ({"format": ""}, contents, "with format naiad.cache, found"),
-        ({}, {**contents, "tokens": contents["tokens"][:5]}, r"expected blk.0.k.0 as torch.float32 \[1, 32"),
+        ({}, {**contents, "tokens": contents["tokens"][:5]}, r"expected blk.0.k.0 as torch.float16 \[1, 32"),
         ({}, {**contents, "tokens": contents["tokens"] - 9}, "token ids outside"),
         ({}, {**contents, "tokens": contents["tokens"][:0]}, "expected tokens as int32"),
-        ({}, {**contents, "blk.0.k.0": contents["blk.0.k.0"].half()}, "expected blk.0.k.0 as torch.float32"),
+        ({}, {**contents, "blk.0.k.0": contents["blk.0.k.0"].float()}, "expected blk.0.k.0 as torch.float16"),
         ({}, {k: v for k, v in contents.items() if k != "blk.1.v.0"}, "not a whole file"),
     ]
     for changes, tensors, message in cases:

@@ -50,7 +50,7 @@ REFUSED = [
     (["-n", "many"], "-n: expected an integer, found 'many'"),
     (["-n", "-2"], "-n: expected an integer from -1"),
     (["-c", "-1"], "-c: expected an integer from 0"),
-    (["-t", "0"], "-t: expected an integer from 1"),
+    (["-t", "513"], "-t: expected an integer from -2147483648 to 512"),
     (["-ngl", "-1"], "-ngl: expected an integer from 0"),
     (["-ngl", "most"], "-ngl: expected an integer, found 'most'"),
     (["--temp", "hot"], "--temp: expected a number, found 'hot'"),

@@ -140,8 +140,8 @@ def test_a_model_is_timed(tmp_path: Path, limits: None, capsys: pytest.CaptureFi
     tiny = result["models"]["tiny"]
     source = random_source.RandomSource("tiny", random_source.SHAPES["tiny"], CPU)
     w = sum(t.n_bytes for n, t in source.tensors.items() if n != "token_embd.weight") + 144
-    kv = 4 * 2 * 2 * 64 * 4
-    assert (tiny["weight_bytes"], tiny["kv_bytes"], tiny["cache_types"]) == (w, kv, ["f32", "f32"])
+    kv = 4 * 2 * 2 * 64 * 2
+    assert (tiny["weight_bytes"], tiny["kv_bytes"], tiny["cache_types"]) == (w, kv, ["f16", "f16"])
     assert 0.5 < tiny["logits_rms"] < 2
     records = {(r["kind"], r["batch"], r["depth"], r["sampling"]): r for r in tiny["records"]}
     every = [("tg", 1, 0), ("tg", 1, 64), ("pp", 1, 0), ("pp", 1, 64), ("tg", 2, 0), ("tg", 2, 64)]

@@ -36,6 +36,11 @@ class PackedWeight:
         return cls(fmt, shape, packing.pack(data, fmt, shape[-1]))
 
     @property
+    def copied(self) -> bool:
+        """Packing makes a copy."""
+        return True
+
+    @property
     def n_bytes(self) -> int:
         """Memory taken on the device."""
         return self.data.nbytes

@@ -33,6 +33,7 @@ class DenseWeight:
 
     format: Format
     data: torch.Tensor
+    copied: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,6 +57,7 @@ class QuantWeight:
     format: Format
     shape: tuple[int, ...]
     data: torch.Tensor
+    copied: bool = True
 
     @property
     def n_bytes(self) -> int:
@@ -98,13 +100,13 @@ class TorchOps:
 
     def load_stored(self, tensor: StoredTensor) -> Weight:
         """Keeps a matrix as the file has it; on the CPU without a copy."""
-        stored = tensor.bytes().to(self.device)
+        stored, copied = tensor.bytes().to(self.device), self.device.type != "cpu"
         dtype = FLOAT_DTYPES.get(tensor.format)
         if dtype is None:
-            return QuantWeight(tensor.format, tensor.shape, stored)
+            return QuantWeight(tensor.format, tensor.shape, stored, copied)
         # A damaged directory or an odd alignment may leave numbers at odd addresses, which torch cannot view.
         aligned = stored if stored.data_ptr() % dtype.itemsize == 0 else stored.clone()
-        return DenseWeight(tensor.format, aligned.view(dtype))
+        return DenseWeight(tensor.format, aligned.view(dtype), copied or aligned is not stored)
 
     def load_embedding(self, tensor: StoredTensor) -> Weight:
         """As it is stored: decoding a few rows costs little."""
@@ -230,6 +232,9 @@ class TorchOps:
                 _clear(part, (lengths[rows] - 1) // page_size - first, tail)
             out[rows] = attend_singles(q[rows], keys, values, seen, params, fused=self.fused_attention)
         return out
+
+    def layers(self, *args: object) -> Declined:
+        return Declined("composed of single operations")
 
     def attention_block(
         self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch

@@ -175,6 +175,9 @@ class TritonOps:
 
     # ---- halves of layers ----
 
+    def layers(self, *args: object) -> Declined:
+        return Declined("composed of halves")
+
     def attention_block(
         self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch
     ) -> Stream | Declined:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import torch
-
+from ..threads import plan_threads
 from .lists import listed, number_list
 from .model_options import MODEL_OPTIONS, load_llm
 from .options import Option, Parser, one_of
+from .thread_options import thread_options
 from .timing import SPARE_TOKENS, Engine, RandomTokens, finish, greedy
 
 N_POSITIONAL = 0
@@ -147,7 +147,7 @@ def run_load(engine: Engine, tokens: RandomTokens, case: Load) -> tuple[float, f
 
 def _settings(values: Mapping[str, Any], loads: list[Load]) -> dict[str, int]:
     """Under llama-batched-bench's names."""
-    n_threads = values["threads"] or torch.get_num_threads()
+    threads = plan_threads(thread_options(values))
     n_gpu_layers = values["n_gpu_layers"]
     return {
         "n_kv_max": values["ctx_size"] or max(case.n_kv for case in loads),
@@ -156,8 +156,8 @@ def _settings(values: Mapping[str, Any], loads: list[Load]) -> dict[str, int]:
         "flash_attn": {"auto": -1, "off": 0, "on": 1}[values["flash_attn"]],
         "is_pp_shared": int(bool(values["pps"])),
         "n_gpu_layers": -1 if n_gpu_layers is None else n_gpu_layers,
-        "n_threads": n_threads,
-        "n_threads_batch": n_threads,
+        "n_threads": threads.decode.n_threads,
+        "n_threads_batch": threads.batch.n_threads,
     }
 
 

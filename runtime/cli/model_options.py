@@ -14,6 +14,7 @@ from ..engine.build import N_BATCH
 from ..llm import LLM
 from ..model import WEIGHT_DTYPES
 from .options import Option, UsageError, integer, layer_count, one_of
+from .thread_options import THREAD_OPTIONS, thread_options
 
 
 def dtype(text: str) -> torch.dtype | None:
@@ -67,7 +68,7 @@ MODEL_OPTIONS = [
         0,
         env="LLAMA_ARG_CACHE_RAM",
     ),
-    Option(("-t", "--threads"), "CPU threads", integer(1, 4096), "N", env="LLAMA_ARG_THREADS"),
+    *THREAD_OPTIONS,
     Option(("-dev", "--device"), "device to use, see --list-devices", str, "NAME", env="LLAMA_ARG_DEVICE"),
     Option(
         ("-ngl", "--gpu-layers", "--n-gpu-layers"),
@@ -96,7 +97,7 @@ MODEL_OPTIONS = [
     ),
     Option(
         ("--route",),
-        "on a GPU, multiply quantised weights with 8-bit activations where that is faster (int8) or never (exact)",
+        "multiply quantised weights with 8-bit activations where that is faster (int8) or never (exact)",
         one_of("int8", "exact"),
         "ROUTE",
         "int8",
@@ -134,7 +135,7 @@ def load_llm(values: dict[str, Any], **more: Any) -> LLM:
         n_batch=values["batch_size"],
         max_seqs=values["parallel"],
         cache_ram=values["cache_ram"],
-        n_threads=values["threads"],
+        threads=thread_options(values),
         dequantize=values["dequantize"],
         weight_dtype=values["weight_type"],
         flash_attn=values["flash_attn"],

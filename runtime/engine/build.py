@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...loaders.stored import ModelSource
 from ...quant.cache_types import plain_type
@@ -14,6 +15,7 @@ from ..decoder import Decoder
 from ..devices import activation_dtype, list_devices
 from ..memory import MIB, MemoryOptions, MemoryPlan, check_lowest, plan_memory
 from ..model import ModelOptions, Plan
+from ..ops import Dispatch
 from ..sampling import BatchSampler
 from .engine import Engine
 from .graphs import Capture, CudaCapture
@@ -21,6 +23,10 @@ from .pages import GroupSpec, PagePool
 from .runner import Runner
 from .scheduler import Scheduler
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ..sampling.cpu import CpuSampler
+    from ..sampling.state import State
 
 N_BATCH = 512
 MAX_SEQS = 64
@@ -71,7 +77,8 @@ def engine_memory(
 
 
 def cache_type_names(plan: Plan, model: ModelOptions) -> tuple[str, str]:
-    plain = plain_type(activation_dtype(plan.layer_devices[0]))
+    # The kernels for CPUs read 16 bits as fast as they come, and llama.cpp's default is the same.
+    plain = "f16" if plan.cpu_kernels else plain_type(activation_dtype(plan.layer_devices[0]))
     return model.cache_type_k or plain, model.cache_type_v or plain
 
 
@@ -107,10 +114,23 @@ def make_engine(
     runner = Runner(
         decoder,
         cache,
-        BatchSampler(decoder.n_vocab, options.max_seqs, output, max_history=n_ctx),
+        BatchSampler(
+            decoder.n_vocab, options.max_seqs, output, max_history=n_ctx, on_cpu=cpu_sampling(decoder.output_ops)
+        ),
         max_seqs=options.max_seqs,
         n_ctx=n_ctx,
         capture=capture if options.graphs else None,
     )
     overlap = output.type == "cuda" if options.overlap is None else options.overlap
     return Engine(scheduler, runner, vocabulary, overlap=overlap)
+
+
+def cpu_sampling(ops: Dispatch) -> Callable[[State], CpuSampler] | None:
+    """How rows are sampled where the output is computed by the kernels for CPUs; None leaves it to torch."""
+    kernels = getattr(ops.backends[0], "kernels", None)
+    if kernels is None:
+        return None
+    # numba is not there for every system.
+    from ..sampling.cpu import CpuSampler
+
+    return lambda state: CpuSampler(state, kernels.compiler, kernels.decode)

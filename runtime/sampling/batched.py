@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from .penalties import logit_bias, penalties, remember
 from .signature import Signature, signature_of
 from .state import State, Step
 from .uniform import Uniform
+
+if TYPE_CHECKING:
+    from .cpu import CpuSampler
 
 STEPS: dict[str, Callable[[Candidates, Step], None]] = {
     "logit_bias": logit_bias,
@@ -72,11 +76,21 @@ class BatchSampler:
     device, reads nothing back and has shapes that depend on the number of rows and the signature alone, so it can be
     captured in a CUDA graph. Slot n_slots stands for rows that pad a batch.
     max_history: tokens that a sequence can have; penalties and DRY need not look farther back.
+    on_cpu: makes what samples logits on a CPU, where it can (see cpu.py).
     """
 
-    def __init__(self, n_vocab: int, n_slots: int, device: torch.device | str, max_history: int = MAX_HISTORY) -> None:
+    def __init__(
+        self,
+        n_vocab: int,
+        n_slots: int,
+        device: torch.device | str,
+        max_history: int = MAX_HISTORY,
+        *,
+        on_cpu: Callable[[State], CpuSampler] | None = None,
+    ) -> None:
         self.n_vocab, self.n_slots, self.max_history = n_vocab, n_slots, max_history
         self.state = State(n_vocab, n_slots, torch.device(device))
+        self.on_cpu = on_cpu(self.state) if on_cpu is not None and self.state.device.type == "cpu" else None
         self.requests: dict[int, _Request] = {}
 
     @torch.inference_mode()
@@ -122,13 +136,20 @@ class BatchSampler:
         numbers = [[stream.next() for stream in self.requests[slot].streams] for slot in slots]
         return np.array(numbers, dtype=np.float64)
 
-    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, rows: torch.Tensor, draws: torch.Tensor, signature: Signature) -> Sampled:
         """One token for each row, and what its samplers remember of it.
 
         logits: float32 [n, n_vocab]; may be overwritten. rows: slots, int64 [n]; all different, but n_slots may repeat.
         draws: [n, n_draws] from `draws`; any numbers in rows of n_slots. All tensors lie on the sampler's device.
         """
+        if self.on_cpu is not None and self.on_cpu.serves(signature):
+            return self.on_cpu.sample(logits, rows, draws, signature)
+        return self._sample_in_parts(logits, rows, draws, signature)
+
+    @torch.inference_mode()
+    def _sample_in_parts(
+        self, logits: torch.Tensor, rows: torch.Tensor, draws: torch.Tensor, signature: Signature
+    ) -> Sampled:
         n = len(rows)
         at_once = max(1, MAX_TOKENS_AT_ONCE // max(signature.n_history, 1))
         if n <= at_once:

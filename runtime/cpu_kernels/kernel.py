@@ -1,0 +1,228 @@
+"""Kernels: Python functions compiled for this processor, kept on disk as object code.
+
+A kernel is a function of integers (addresses, sizes, numbers' bits) and of a `Task`'s three integers, all intp. What
+numba makes of it is compiled once more without numba's wrapper, so that nothing of Python is left in it, and stored
+under a digest of everything that it depends on: the next process loads it without numba's compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from .isa import Isa, find_isa
+
+# counter, thread, n_threads: see programs.py.
+N_TASK = 3
+# Files end with a SHA-256 of the rest.
+DIGEST_BYTES = 32
+# Operations of LLVM that become calls of a library.
+LIBM = {"exp", "exp2", "exp10", "log", "log2", "log10", "sin", "cos", "tan", "pow", "powi", "ldexp", "frexp"}
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The processor that kernels are compiled for."""
+
+    triple: str
+    cpu: str
+    features: str
+    isa: Isa
+
+
+@cache
+def this_host() -> Host:
+    features = llvm.get_host_cpu_features()
+    return Host(llvm.get_process_triple(), llvm.get_host_cpu_name(), features.flatten(), find_isa(features))
+
+
+def serves(host: Host) -> bool:
+    """Whether kernels can be made for a host: without instructions for float16 and fma they would call functions that
+    need not be there."""
+    return host.isa.name != "generic" or host.triple.startswith(("aarch64", "arm64"))
+
+
+@dataclass(slots=True)
+class Compiler:
+    """Makes kernels for a host.
+
+    folder: where object code is kept; None keeps none, and one that others may write to is not used. on_compile: told
+    the name of every kernel that is compiled, which takes about a second each.
+    """
+
+    host: Host
+    folder: Path | None
+    on_compile: Callable[[str], None] = lambda name: None
+    n_compiled: int = 0
+    _addresses: dict[tuple[str, tuple[Any, ...]], int] = field(default_factory=dict)
+    _engine: Any = None
+
+    def address(self, kernel: Kernel, *constants: Any) -> int:
+        """The address of a kernel as void(arguments, counter, thread, n_threads), compiled if need be."""
+        key = (kernel.name, constants)
+        with _lock:
+            if key not in self._addresses:
+                self._addresses[key] = self._loaded(self._object(kernel, constants), _symbol(kernel, constants))
+            return self._addresses[key]
+
+    def _object(self, kernel: Kernel, constants: tuple[Any, ...]) -> bytes:
+        path = None
+        if self.folder is not None and _is_ours(self.folder):
+            digest = hashlib.sha256(
+                repr((_sources(), str(self.host), llvmlite.__version__, kernel.name, constants)).encode()
+            ).hexdigest()
+            path = self.folder / f"{kernel.name}-{digest[:32]}.o"
+            kept = _read(path)
+            if kept is not None:
+                return kept
+        self.on_compile(kernel.name)
+        self.n_compiled += 1
+        code = compiled(kernel, constants, self.host)
+        if path is not None:
+            _write(path, code)
+        return code
+
+    def _loaded(self, code: bytes, symbol: str) -> int:
+        if self._engine is None:
+            machine = _machine(self.host)
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        address: int = self._engine.get_function_address(symbol)
+        assert address, symbol
+        return address
+
+
+class Kernel:
+    """A function that `kernel` or `kernel_family` has decorated."""
+
+    def __init__(self, name: str, make: Callable[..., Callable[..., None]], parameters: list[str] | None) -> None:
+        self.name, self.make = name, make
+        self._parameters = {} if parameters is None else {(): parameters}
+
+    def parameters(self, *constants: Any) -> list[str]:
+        """The names of the arguments, without those of the task."""
+        if constants not in self._parameters:
+            self._parameters[constants] = _parameters(self.make(*constants))
+        return self._parameters[constants]
+
+
+def _parameters(function: Callable[..., None]) -> list[str]:
+    names = list(inspect.signature(function).parameters)
+    assert names[-N_TASK:] == ["counter", "thread", "n_threads"], names
+    return names[:-N_TASK]
+
+
+def kernel(function: Callable[..., None]) -> Kernel:
+    """A kernel: its last parameters are counter, thread and n_threads."""
+    return Kernel(function.__name__, lambda: function, _parameters(function))
+
+
+def kernel_family(make: Callable[..., Callable[..., None]]) -> Kernel:
+    """Kernels that differ in constants: `make` takes them and returns the function."""
+    return Kernel(make.__name__, make, None)
+
+
+def compiled(kernel: Kernel, constants: tuple[Any, ...], host: Host) -> bytes:
+    """A kernel's object code, which defines one symbol and needs none of Python's."""
+    module, machine = optimised(kernel, constants, host)
+    code: bytes = machine.emit_object(module)
+    return code
+
+
+def optimised(kernel: Kernel, constants: tuple[Any, ...], host: Host) -> tuple[Any, Any]:
+    """A kernel's module, and the machine that makes object code or assembly of it. The host may be any."""
+    from .lower import lowered
+
+    machine = _machine(host)
+    module = llvm.parse_assembly(lowered(kernel, constants, host, _symbol(kernel, constants)))
+    module.triple, module.data_layout = host.triple, str(machine.target_data)
+    for function in module.functions:
+        if not function.is_declaration and function.name != _symbol(kernel, constants):
+            function.linkage = llvm.Linkage.internal
+    module.verify()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
+    declared = [function.name for function in module.functions if function.is_declaration]
+    needed = [name for name in declared if not name.startswith("llvm.") or name.split(".")[1] in LIBM]
+    assert set(needed) <= {"memcpy", "memset"}, f"{kernel.name} needs functions that may not be there: {needed}"
+    return module, machine
+
+
+def _symbol(kernel: Kernel, constants: tuple[Any, ...]) -> str:
+    return "_".join(["naiad", kernel.name, *(str(c).replace(".", "_") for c in constants)])
+
+
+@cache
+def _initialize(*, foreign: bool) -> None:
+    """Prepares LLVM for this processor's code, or for all."""
+    if foreign:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+    else:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+
+
+def _machine(host: Host) -> Any:
+    _initialize(foreign=host.triple != llvm.get_process_triple())
+    target = llvm.Target.from_triple(host.triple)
+    # Position-independent code with small displacements may be loaded anywhere.
+    return target.create_target_machine(
+        opt=3, cpu=host.cpu, features=host.features, reloc="pic", codemodel="small", jit=True
+    )
+
+
+@cache
+def _sources() -> str:
+    """A digest of all that kernels are made of, and of numba's version."""
+    from importlib.metadata import version
+
+    digest = hashlib.sha256(version("numba").encode())
+    here, tables = Path(__file__).parent, Path(__file__).parents[2] / "quant"
+    for path in (*sorted(here.glob("*.py")), tables / "formats.py", tables / "codebooks.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else may have put there what this process would execute."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return True  # It will be made.
+    return sys.platform == "win32" or (found.st_uid == os.getuid() and not found.st_mode & stat.S_IWOTH)
+
+
+def _read(path: Path) -> bytes | None:
+    """Object code as `_write` left it; None where there is none, or it is damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    code = data[:-DIGEST_BYTES]
+    return code if hashlib.sha256(code).digest() == data[-DIGEST_BYTES:] else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    """In one piece, whoever else writes the same; without a place to write, the next process compiles again."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_bytes(code + hashlib.sha256(code).digest())
+        part.replace(path)
+    except OSError:
+        pass

@@ -1,0 +1,201 @@
+"""Kernels for processors that are not here: compiled only. And the object code that is kept from process to process."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cpu_kernels import random_weights
+
+from naiad.quant import formats
+from naiad.runtime.cpu_kernels import kernel as kernels
+from naiad.runtime.cpu_kernels.activations import gate_rows, quantise
+from naiad.runtime.cpu_kernels.isa import ISAS, find_isa
+from naiad.runtime.cpu_kernels.kernel import Compiler, Host, compiled, optimised, this_host
+from naiad.runtime.cpu_kernels.product import product
+from naiad.runtime.cpu_kernels.rows import dense
+from naiad.runtime.cpu_kernels.scalars import store_float
+from naiad.runtime.cpu_kernels.tiles import pack_strips
+
+LINUX, ARM_LINUX = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+HOSTS = {
+    "AVX-512 VNNI": Host(LINUX, "icelake-server", "", ISAS["avx512vnni"]),
+    "AVX-VNNI": Host(LINUX, "haswell", "+avx2,+fma,+f16c,+avxvnni", ISAS["avxvnni"]),
+    "AVX2": Host(LINUX, "haswell", "", ISAS["avx2"]),
+    "NEON": Host(ARM_LINUX, "generic", "+neon,+dotprod", ISAS["neon"]),
+    "any ARM": Host(ARM_LINUX, "generic", "+neon", ISAS["generic"]),
+    "macOS": Host("arm64-apple-darwin", "apple-m1", "", ISAS["neon"]),
+    "Windows": Host("x86_64-pc-windows-msvc", "haswell", "", ISAS["avx2"]),
+}
+# What multiplies bytes there, and what must not be in the code.
+DOTS = {
+    "AVX-512 VNNI": (r"\bvpdpbusd\t.*%zmm", "vpmaddubsw"),
+    "AVX-VNNI": (r"\{vex\}\s+vpdpbusd\t.*%ymm", "zmm"),
+    "AVX2": (r"\bvpmaddubsw\t.*%ymm", "vpdpbusd"),
+    "NEON": (r"\bsdot\tv\d+\.4s, v\d+\.16b", "smull"),
+    "any ARM": (r"\bmla\tv\d+\.4s", "sdot"),
+    "macOS": (r"\bsdot\.4s\tv\d+, v\d+", "smull"),
+    "Windows": (r"\bvpmaddubsw\t.*%ymm", "vpdpbusd"),
+}
+CALL = re.compile(r"^\s+(?:callq?|bl|jmp)\s+([A-Za-z_]\w*)", re.MULTILINE)
+
+
+def assembly(host: Host, kernel: kernels.Kernel, *constants: object) -> str:
+    module, machine = optimised(kernel, constants, host)
+    return str(machine.emit_assembly(module))
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("AVX-VNNI", "Q4_K"), ("NEON", "Q4_K"), *((name, "Q8_0") for name in HOSTS)]
+)
+def test_products_elsewhere(name: str, format: str) -> None:
+    found, (wanted, unwanted) = assembly(HOSTS[name], product, format, 1), DOTS[name]
+    assert re.search(wanted, found)
+    assert unwanted not in found
+    assert set(CALL.findall(found)) <= {"memcpy", "memset"}
+
+
+@pytest.mark.parametrize("name", ["AVX2", "NEON"])
+def test_nothing_else_is_called(name: str) -> None:
+    """Whatever a kernel cannot do by itself would have to be found when it is loaded."""
+    for kernel, constants in ((gate_rows, ("gelu",)), (quantise, ()), (dense, ("IQ2_XXS", "BF16"))):
+        assert set(CALL.findall(assembly(HOSTS[name], kernel, *constants))) <= {"memcpy", "memset"}
+
+
+@pytest.mark.parametrize(
+    ("name", "magic"), [("NEON", b"\x7fELF"), ("macOS", b"\xcf\xfa\xed\xfe"), ("Windows", b"\x64\x86")]
+)
+def test_objects_of_other_systems(name: str, magic: bytes) -> None:
+    assert compiled(pack_strips, (), HOSTS[name]).startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("features", "isa"),
+    [
+        ("avx2 fma f16c avx512f avx512bw avx512vl avx512vnni", "avx512vnni"),
+        ("avx2 fma f16c avx512f avx512bw avx512vl", "avx2"),
+        ("avx2 fma f16c avxvnni", "avxvnni"),
+        ("avx2 fma", "generic"),
+        ("neon dotprod", "neon"),
+        ("neon", "generic"),
+        ("", "generic"),
+    ],
+)
+def test_the_best_instructions_are_found(features: str, isa: str) -> None:
+    found = {"sse2": True, "avxvnniint8": False, **dict.fromkeys(features.split(), True)}
+    assert find_isa(found).name == isa
+
+
+@pytest.mark.parametrize("function", [math.exp, math.atan])
+def test_kernels_that_need_a_library_are_refused(function: Callable[..., float]) -> None:
+    @kernels.kernel
+    def curve(x, counter, thread, n_threads):  # type: ignore[no-untyped-def]
+        store_float(x, np.float32(function(thread)))
+
+    with pytest.raises(AssertionError, match="curve needs functions that may not be there"):
+        compiled(curve, (), this_host())
+
+
+# ---- kept object code ----
+
+
+def compile_count(folder: Path) -> int:
+    """How many kernels a process compiles that wants one."""
+    compiler = Compiler(this_host(), folder)
+    assert compiler.address(quantise)
+    return compiler.n_compiled
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    program = f"""
+from pathlib import Path
+from naiad.runtime.cpu_kernels.activations import quantise
+from naiad.runtime.cpu_kernels.kernel import Compiler, this_host
+compiler = Compiler(this_host(), Path({str(folder)!r}))
+print(bool(compiler.address(quantise)), compiler.n_compiled)
+"""
+    for answer in ("True 1\n", "True 0\n"):
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert found.stdout == answer
+    assert folder.stat().st_mode & 0o777 == 0o700 or sys.platform == "win32"
+
+
+def test_tables_are_kept_with_the_code(tmp_path: Path) -> None:
+    """A kernel with a codebook, loaded from a file, decodes what the twin does."""
+    weights = random_weights(formats.IQ2_XXS, 16, 256)
+    Compiler(this_host(), tmp_path).address(dense, "IQ2_XXS", "F32")
+    compiler = Compiler(this_host(), tmp_path)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(compiler.address(dense, "IQ2_XXS", "F32"))
+    assert compiler.n_compiled == 0
+    y, counter = torch.full((16, 256), torch.nan), np.zeros(1, np.int64)
+    given = {"weights": weights.address, "n_units": 1, "n_out": 16, "y": y.data_ptr(), "y_stride": 4 * 256}
+    arguments = np.array([given[name] for name in dense.parameters("IQ2_XXS", "F32")])
+    call(arguments.ctypes.data, counter.ctypes.data, 0, 1)
+    assert torch.equal(y, weights.numbers)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "shorter than its digest": lambda data: data[:20],
+    "truncated": lambda data: data[: len(data) // 2],
+    "garbage": lambda data: bytes(len(data)),
+    "a changed bit": lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
+    "a changed digest": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "longer": lambda data: data + b"\0",
+}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one kernel."""
+    folder = tmp_path_factory.mktemp("kept")
+    compile_count(folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_compiled_again(kept: Path, damage: str) -> None:
+    (path,) = kept.glob("*.o")
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGE[damage](whole))
+    assert compile_count(kept) == 1
+    assert compile_count(kept) == 0
+    assert len(list(kept.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
+@pytest.mark.parametrize("whose", ["everybody's", "somebody else's"])
+def test_folders_of_others_are_not_used(kept: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in kept.iterdir())
+    if whose == "everybody's":
+        kept.chmod(0o777)
+    else:
+        me = os.getuid()
+        monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    try:
+        assert compile_count(kept) == 1
+    finally:
+        kept.chmod(0o700)
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in kept.iterdir()) == before
+
+
+def test_without_a_place_to_write_it_works(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert compile_count(tmp_path / "file") == 1
+    assert Compiler(this_host(), None).address(quantise)
+
+
+def test_other_sources_are_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_count(tmp_path)
+    monkeypatch.setattr(kernels, "_sources", lambda: "changed")
+    assert compile_count(tmp_path) == 1
