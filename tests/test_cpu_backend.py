@@ -19,12 +19,14 @@ from test_recorded import BOUNDS, QUANTS
 
 from naiad.loaders.gguf import GGUFFile
 from naiad.loaders.open import open_model
+from naiad.runtime import model
 from naiad.runtime.backends import cpu_routes
 from naiad.runtime.backends.cpu import CpuOps
 from naiad.runtime.backends.torch import TorchOps
 from naiad.runtime.cpu_kernels import make_kernels
 from naiad.runtime.cpu_kernels.kernel import Compiler, this_host
 from naiad.runtime.decoder import Decoder, build_decoder
+from naiad.runtime.demo import demo_model
 from naiad.runtime.model import ModelOptions, load_model
 from naiad.runtime.models import ARCHITECTURES, read_config
 from naiad.runtime.ops import Dispatch
@@ -124,6 +126,27 @@ def test_what_kernels_do_not_serve_is_left_to_torch(tmp_path: Path) -> None:
     exact, _ = load_model(source, EXACT)
     tokens = make_tokens(20)
     assert nmse(in_parts(decoder, tokens), in_parts(exact, tokens)) < 1e-10
+
+
+def test_without_numba_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    decoder, plan = load_model(GGUFFile(demo_model()), KERNELS)
+    assert [ops.name for ops in decoder.output_ops.backends] == ["torch"]
+    assert plan.weight_dtype == torch.float32 and not plan.cpu_kernels
+
+
+@pytest.mark.parametrize("options", [ModelOptions(device="cpu", route="exact"), EXACT])
+def test_exact_products_are_left_to_torch(options: ModelOptions) -> None:
+    decoder, _ = load_model(GGUFFile(demo_model()), options)
+    assert [ops.name for ops in decoder.output_ops.backends] == ["torch"]
+
+
+def test_without_fused_attention_layers_are_composed() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoder, _ = load_model(GGUFFile(demo_model()), replace(KERNELS, flash_attn="off"))
+        found = in_parts(decoder, make_tokens(30))
+    assert nmse(found, in_parts(load_model(GGUFFile(demo_model()), KERNELS)[0], make_tokens(30))) < 1e-3
 
 
 def test_torch_multiplies_prompts_where_it_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ N = 64
 
 
 @kernel
-def rotate(source, target, n, counter, thread, n_threads):
+def rotate(source: int, target: int, n: int, counter: int, thread: int, n_threads: int) -> None:
     """Target i is source i + 1 plus 1: wrong as soon as a thread begins before all have finished the last one."""
     while True:
         i = next_task(counter)
@@ -34,7 +35,7 @@ def rotate(source, target, n, counter, thread, n_threads):
 
 
 @kernel
-def note_thread(seen, counter, thread, n_threads):
+def note_thread(seen: int, counter: int, thread: int, n_threads: int) -> None:
     store_int(seen + 8 * thread, n_threads)
 
 
@@ -73,6 +74,18 @@ def test_nobody_passes_a_barrier_before_all_have_come(team: Team, compiler: Comp
             time.sleep(0.02)  # long enough for all to sleep
 
 
+def test_threads_that_fall_asleep_are_woken(compiler: Compiler) -> None:
+    """Programs that come just when workers give up looking for them."""
+    team = Team(compiler, 2, poll=1)
+    program, values = rotations(compiler, 1)
+    for i in range(3000):
+        for _ in range(i % 50 * 20):
+            pass
+        team.run(program)
+    assert values[1].sum() == values[0].sum() + N
+    team.close()
+
+
 def test_a_program_runs_on_as_many_threads_as_asked_for(team: Team, compiler: Compiler) -> None:
     seen = np.zeros(8, np.int64)
     program = Program(compiler)
@@ -100,6 +113,36 @@ def test_callers_take_turns(team: Team, compiler: Compiler) -> None:
         caller.join(60)
     for _, values in made:
         assert (values[0] == np.roll(np.arange(N), -80) + 80).all()
+
+
+def test_an_interrupt_leaves_nobody_at_a_barrier(
+    team: Team, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, values = rotations(compiler, 2)
+    post = team._post
+
+    def interrupted(*args: int) -> None:
+        post(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(team, "_post", interrupted)
+        team.run(program)
+    team.run(program)
+    assert (values[0] == np.roll(np.arange(N), -4) + 4).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_process_has_threads_of_its_own(team: Team, compiler: Compiler) -> None:
+    program, values = rotations(compiler, 2)
+    team.run(program)
+    child = os.fork()
+    if child == 0:
+        team.run(program)
+        os._exit(0 if (values[0] == np.roll(np.arange(N), -4) + 4).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    team.run(program)
 
 
 def test_every_thread_begins_once(compiler: Compiler) -> None:

@@ -17,6 +17,7 @@ from ..batch import Batch
 from ..cache import LayerCache
 from ..config import Activation, RopePairing
 from ..cpu_kernels import Kernels
+from ..cpu_kernels.language import LANES
 from ..cpu_kernels.product import SERVED
 from ..cpu_kernels.tiles import n_strips, strip_bytes
 from ..layers import Attention, Linear, Mlp, Moe, Norm
@@ -57,6 +58,8 @@ class CpuOps:
             return Declined(f"no kernel decodes {fmt.name}")
         if shape[-1] % 32:
             return Declined(f"rows of {shape[-1]} weights are no multiple of 32")
+        if len(shape) == 3 and shape[-2] % LANES:
+            return Declined(f"experts of {shape[-2]} rows are no multiple of {LANES}")
         return pack(tensor, self.kernels)
 
     def load_embedding(self, tensor: StoredTensor) -> Weight | Declined:
@@ -68,8 +71,9 @@ class CpuOps:
         plan = self.plan(id(weight), lambda: [Rows(weight)], weight)
         if isinstance(plan, Declined):
             return plan
-        y = torch.empty(len(ids), weight.shape[-1])
-        plan.run(len(ids), ids=ids.contiguous().data_ptr(), y=y.data_ptr())
+        assert not len(ids) or (int(ids.min()) >= 0 and int(ids.max()) < weight.shape[0])
+        ids, y = ids.contiguous(), torch.empty(len(ids), weight.shape[-1])
+        plan.run(len(ids), ids=ids.data_ptr(), y=y.data_ptr())
         return y
 
     def linear(

@@ -22,14 +22,13 @@ from .attention_tiles import (
     evenly,
     exp_negative,
     fill_row,
-    prefetch,
     scale_row,
     tanh,
 )
 from .cache import row_reader
 from .kernel import kernel_family
 from .language import LANES, inline
-from .scalars import load_float, load_int, load_int32, number, scratch, store_float
+from .scalars import load_float, load_int, load_int32, number, prefetch, scratch, store_float
 from .vectors import all_floats, all_ints, choose, constant, greater, load_floats, max_floats, store_floats, sum_floats
 
 # Keys whose scores are computed before any of their values is read.

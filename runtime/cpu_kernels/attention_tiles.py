@@ -148,17 +148,6 @@ def transpose(source_bytes: int, target_bytes: int) -> Any:
 # ---- products ----
 
 
-def _ask(b: ir.IRBuilder, address: ir.Value, level: int) -> None:
-    pointer = b.inttoptr(address, BITS[8].as_pointer())
-    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(4 - level), I32(1))
-
-
-@op(types.void, types.intp)
-def prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
-    """Asks for a cache line that will be read after a while, for the second level of the cache."""
-    _ask(b, address, 1)
-
-
 def dot_rows(n_rows: int, width: int, kind: str, score_bytes: int) -> Any:
     """dot_rows(keys, key_bytes, rows, scores): products of 16 keys, key_bytes apart, with n_rows rows of float32.
 

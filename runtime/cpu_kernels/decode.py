@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from . import decode_codebooks as codebooks
 from . import decode_small as small
-from .language import inline
+from .language import LANES, inline
 from .sinks import FULL, RECORD, Sink
-from .vectors import as_floats, load_bytes, load_halves, load_shorts, load_words, to_floats
+from .vectors import as_floats, load_bytes, load_halves, load_shorts, load_signed_bytes, load_words, to_floats
 from .words import (
     BITS,
     CRUMBS,
@@ -30,7 +30,6 @@ from .words import (
     iq4_table,
     looked_up,
     low_nibbles,
-    signed_byte_of,
     spread_bits,
     with_high_bits,
 )
@@ -114,20 +113,30 @@ def mxfp4(sink: Sink) -> Decoder:
     return decode
 
 
+# Shifts by numbers that are known while compiling take half as long: groups that differ in them are written out.
+
+
 def q2_k(sink: Sink) -> Decoder:
     halves, offsets = sink.halves, sink.offsets
 
     @inline
+    def group(state, at, to, d, dmin, pair, q, shift):
+        """Scales of 16 weights are bytes: two to a group of 32, four to a word."""
+        scales = d * to_floats(pair & 15), d * to_floats((pair >> 8) & 15)
+        state = halves(state, at, to, field_of_words(q, shift, CRUMBS), scales, 0)
+        return offsets(state, at, to, (dmin * to_floats((pair >> 4) & 15), dmin * to_floats((pair >> 12) & 15)))
+
+    @inline
     def decode(state, tile, at, to):
         d, dmin = load_halves(tile + 1280), load_halves(tile + 1312)
-        for i in range(8):
-            # Scales of 16 weights are bytes: two to a group of 32, four to a word.
-            pair = load_words(tile + W * (i >> 1)) >> (16 * (i & 1))
-            scales = d * to_floats(pair & 15), d * to_floats((pair >> 8) & 15)
-            codes = field_of_words(tile + 256 + W8 * (i >> 2), 2 * (i & 3), CRUMBS)
-            state = halves(state, at, to, codes, scales, 0)
-            state = offsets(state, at, to, (dmin * to_floats((pair >> 4) & 15), dmin * to_floats((pair >> 12) & 15)))
-            at += RECORD
+        q = tile + 256
+        for _ in range(2):
+            first, second = load_words(tile), load_words(tile + W)
+            state = group(state, at, to, d, dmin, first, q, 0)
+            state = group(state, at + RECORD, to, d, dmin, first >> 16, q, 2)
+            state = group(state, at + 2 * RECORD, to, d, dmin, second, q, 4)
+            state = group(state, at + 3 * RECORD, to, d, dmin, second >> 16, q, 6)
+            tile, q, at = tile + W2, q + W8, at + 4 * RECORD
         return state
 
     return decode
@@ -137,20 +146,27 @@ def q3_k(sink: Sink) -> Decoder:
     halves = sink.halves
 
     @inline
+    def group(state, at, to, d, pair, q, shift, mask, bit):
+        scales = d * to_floats((pair & 255) - 32), d * to_floats(((pair >> 8) & 255) - 32)
+        codes = with_high_bits(field_of_words(q, shift, CRUMBS), field_of_words(mask, bit, BITS), 2)
+        return halves(state, at, to, codes, scales, 4)
+
+    @inline
+    def half(state, at, to, d, tile, n):
+        """Scale j: a nibble of byte j % 8, and on top two bits of byte 8 + j % 4."""
+        tops, q = load_words(tile + 1536 + W2) >> (4 * n), tile + 512 + W8 * n
+        first = ((load_words(tile + 1536) >> (4 * n)) & NIBBLES) | ((tops & CRUMBS) << 4)
+        second = ((load_words(tile + 1536 + W) >> (4 * n)) & NIBBLES) | (((tops >> 2) & CRUMBS) << 4)
+        state = group(state, at, to, d, first, q, 0, tile, 4 * n)
+        state = group(state, at + RECORD, to, d, first >> 16, q, 2, tile, 4 * n + 1)
+        state = group(state, at + 2 * RECORD, to, d, second, q, 4, tile, 4 * n + 2)
+        return group(state, at + 3 * RECORD, to, d, second >> 16, q, 6, tile, 4 * n + 3)
+
+    @inline
     def decode(state, tile, at, to):
         d = load_halves(tile + 1728)
-        tops = load_words(tile + 1536 + W2)
-        for i in range(8):
-            # Scale j: a nibble of byte j % 8, and on top two bits of byte 8 + j % 4.
-            nibbles = load_words(tile + 1536 + W * ((i >> 1) & 1)) >> (4 * (i >> 2))
-            words = (nibbles & NIBBLES) | (((tops >> (2 * (i >> 1))) & CRUMBS) << 4)
-            pair = words >> (16 * (i & 1))
-            scales = d * to_floats((pair & 255) - 32), d * to_floats(((pair >> 8) & 255) - 32)
-            low = field_of_words(tile + 512 + W8 * (i >> 2), 2 * (i & 3), CRUMBS)
-            codes = with_high_bits(low, field_of_words(tile, i, BITS), 2)
-            state = halves(state, at, to, codes, scales, 4)
-            at += RECORD
-        return state
+        state = half(state, at, to, d, tile, 0)
+        return half(state, at + 4 * RECORD, to, d, tile, 1)
 
     return decode
 
@@ -194,23 +210,23 @@ def q5_k(sink: Sink) -> Decoder:
     group, offset = sink.group, sink.offset
 
     @inline
+    def pair(state, at, to, d, dmin, scales, minima, q, high, n):
+        codes = with_high_bits(field_of_words(q, 0, NIBBLES), field_of_words(high, 2 * n, BITS), 4)
+        state = group(state, at, to, codes, d * byte_of(scales, 0), 0)
+        state = offset(state, at, to, dmin * byte_of(minima, 0))
+        codes = with_high_bits(field_of_words(q, 4, NIBBLES), field_of_words(high, 2 * n + 1, BITS), 4)
+        state = group(state, at + RECORD, to, codes, d * byte_of(scales, 1), 0)
+        return offset(state, at + RECORD, to, dmin * byte_of(minima, 1))
+
+    @inline
     def decode(state, tile, at, to):
         d, dmin = load_halves(tile), load_halves(tile + 32)
         scales, more_scales, minima, more_minima = six_bit_scales(tile + 64)
         high, q = tile + 256, tile + 256 + W8
-        for i in range(4):
-            if i == 2:
-                scales, minima = more_scales, more_minima
-            codes = with_high_bits(field_of_words(q, 0, NIBBLES), field_of_words(high, 2 * i, BITS), 4)
-            state = group(state, at, to, codes, d * byte_of(scales, 0), 0)
-            state = offset(state, at, to, dmin * byte_of(minima, 0))
-            codes = with_high_bits(field_of_words(q, 4, NIBBLES), field_of_words(high, 2 * i + 1, BITS), 4)
-            state = group(state, at + RECORD, to, codes, d * byte_of(scales, 1), 0)
-            state = offset(state, at + RECORD, to, dmin * byte_of(minima, 1))
-            scales, minima = scales >> 16, minima >> 16
-            q += W8
-            at += 2 * RECORD
-        return state
+        state = pair(state, at, to, d, dmin, scales, minima, q, high, 0)
+        state = pair(state, at + 2 * RECORD, to, d, dmin, scales >> 16, minima >> 16, q + W8, high, 1)
+        state = pair(state, at + 4 * RECORD, to, d, dmin, more_scales, more_minima, q + 2 * W8, high, 2)
+        return pair(state, at + 6 * RECORD, to, d, dmin, more_scales >> 16, more_minima >> 16, q + 3 * W8, high, 3)
 
     return decode
 
@@ -219,19 +235,21 @@ def q6_k(sink: Sink) -> Decoder:
     halves = sink.halves
 
     @inline
+    def group(state, at, to, d, scales, low, low_shift, high, high_shift):
+        pair = d * to_floats(load_signed_bytes(scales)), d * to_floats(load_signed_bytes(scales + LANES))
+        codes = with_high_bits(field_of_words(low, low_shift, NIBBLES), field_of_words(high, high_shift, CRUMBS), 4)
+        return halves(state, at, to, codes, pair, 32)
+
+    @inline
     def decode(state, tile, at, to):
         d = load_halves(tile + 3328)
         low, high, scales = tile, tile + 2048, tile + 3072
         for _ in range(2):
-            for j in range(4):
-                words = load_words(scales + W * (j >> 1)) >> (16 * (j & 1))
-                pair = d * signed_byte_of(words, 0), d * signed_byte_of(words, 1)
-                codes = with_high_bits(
-                    field_of_words(low + W8 * (j & 1), 4 * (j >> 1), NIBBLES), field_of_words(high, 2 * j, CRUMBS), 4
-                )
-                state = halves(state, at, to, codes, pair, 32)
-                at += RECORD
-            low, high, scales = low + 2 * W8, high + W8, scales + W2
+            state = group(state, at, to, d, scales, low, 0, high, 0)
+            state = group(state, at + RECORD, to, d, scales + 2 * LANES, low + W8, 0, high, 2)
+            state = group(state, at + 2 * RECORD, to, d, scales + 4 * LANES, low, 4, high, 4)
+            state = group(state, at + 3 * RECORD, to, d, scales + 6 * LANES, low + W8, 4, high, 6)
+            low, high, scales, at = low + 2 * W8, high + W8, scales + 8 * LANES, at + 4 * RECORD
         return state
 
     return decode

@@ -14,6 +14,7 @@ from .atomics import next_task
 from .decode import DECODERS
 from .kernel import kernel_family
 from .language import LANES, inline
+from .scalars import prefetch
 from .sinks import DOT, RECORD, add_sums, load_sums, multiply_floats, no_sums, rows_of, store_sums
 from .vectors import as_floats, load_floats, load_halves, load_shorts
 
@@ -23,6 +24,9 @@ FLOAT_LOADS = {
     "BF16": inline(lambda address: as_floats(load_shorts(address) << 16)),
 }
 
+# How far ahead weights are asked for: what processors ask for by themselves comes late.
+AHEAD = 4096
+
 SERVED = frozenset((*DECODERS, *FLOAT_LOADS))
 
 
@@ -31,14 +35,21 @@ def unit_product(format: str) -> tuple[int, int, Callable[..., Any]]:
     fmt = format_by_name(format)
     tile_bytes = LANES * fmt.type_size
     if fmt.is_quantized:
-        return fmt.block_size // 32 * RECORD, tile_bytes, DECODERS[format](DOT)
-    load = FLOAT_LOADS[format]
+        step, decode = fmt.block_size // 32 * RECORD, DECODERS[format](DOT)
+    else:
+        step, load = 4, FLOAT_LOADS[format]
+
+        @inline
+        def decode(state, tile, at, to):
+            return multiply_floats(state, at, to, load(tile))
 
     @inline
     def multiply(state, tile, at, to):
-        return multiply_floats(state, at, to, load(tile))
+        for line in range(0, tile_bytes, 64):
+            prefetch(tile + AHEAD + line)
+        return decode(state, tile, at, to)
 
-    return 4, tile_bytes, multiply
+    return step, tile_bytes, multiply
 
 
 @kernel_family

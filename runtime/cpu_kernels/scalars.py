@@ -75,6 +75,13 @@ def store_half(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
     store(b, b.fptrunc(value, ir.HalfType()), address)
 
 
+@op(types.void, types.intp)
+def prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+    """Asks for a cache line that will be read after a while; it need not be there."""
+    pointer = b.inttoptr(address, BITS[8].as_pointer())
+    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+
+
 @op(types.float32, types.float32)
 def square_root(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return call(b, "llvm.sqrt.f32", F32, value)

@@ -6,8 +6,10 @@ A thread without work looks for some for a while (llama.cpp's --poll says how lo
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -22,8 +24,8 @@ from .scalars import load_int, store_int
 # What threads write to while others read has cache lines of its own.
 PROGRAM, LENGTH, THREADS, YIELD, POLLS, SLEEPERS = 1, 2, 3, 4, 5, 6
 ARRIVED, PHASE, LINES = 8, 16, 24
-# A worker's line: how many programs it was given, whether it sleeps, how many it has run.
-TICKET, ASLEEP, DONE, LINE = 0, 1, 2, 8
+# A worker's line: how many programs it was given, whether it sleeps, how many it has run, whether it is to be woken.
+TICKET, ASLEEP, DONE, WAKE, LINE = 0, 1, 2, 3, 8
 # How often a thread looks before it lets others have its core.
 SPINS = 1000
 SPINS_PER_POLL = 200
@@ -60,13 +62,13 @@ def walk(state, thread):
 
 @kernel
 def post(state, counter, thread, n_threads):
-    """Gives the program to the other threads; SLEEPERS becomes how many of them have to be woken, with ASLEEP -1."""
+    """Gives the program to the other threads; SLEEPERS becomes how many of them have to be woken: those with WAKE."""
     n_sleepers = 0
     for other in range(1, load_int(state + 8 * THREADS)):
         line = state + 8 * (LINES + LINE * other)
         add_atomic(line + 8 * TICKET, 1)
         if exchange_atomic(line + 8 * ASLEEP, 0) == 1:
-            exchange_atomic(line + 8 * ASLEEP, -1)
+            store_int(line + 8 * WAKE, 1)
             n_sleepers += 1
     store_int(state + 8 * SLEEPERS, n_sleepers)
 
@@ -91,7 +93,7 @@ def work(state, counter, thread, n_threads):
             pause()
         else:
             exchange_atomic(line + 8 * ASLEEP, 1)
-            # Who posted in between has either seen this and will wake, or is seen here.
+            # Who posts has either seen this, takes it away and will wake, or is seen here.
             posted = load_atomic(line + 8 * TICKET) != load_int(line + 8 * DONE)
             if not posted or exchange_atomic(line + 8 * ASLEEP, 0) != 1:
                 return
@@ -118,11 +120,19 @@ class Team:
         function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
         self._post, self._take_part, self._work = (function(compiler.address(k)) for k in (post, take_part, work))
         self._address = address
-        self._begun = threading.local()
-        self._lock = threading.Lock()
         self._stopped = False
-        self._wake = [threading.Semaphore(0) for _ in range(n_threads)]
-        self._workers = [threading.Thread(target=self._run_worker, args=(i,), daemon=True) for i in range(1, n_threads)]
+        self._start()
+        if hasattr(os, "register_at_fork"):
+            start = weakref.WeakMethod(self._start)
+            os.register_at_fork(after_in_child=lambda: (start() or _nothing)())
+
+    def _start(self) -> None:
+        """The threads, and a state in which nothing runs; again in a child process, which gets none of them."""
+        self._begun, self._lock = threading.local(), threading.Lock()
+        self._wake = [threading.Semaphore(0) for _ in range(self.n_threads)]
+        self.state[ARRIVED:] = 0
+        n = 0 if self._stopped else self.n_threads
+        self._workers = [threading.Thread(target=self._run_worker, args=(i,), daemon=True) for i in range(1, n)]
         for worker in self._workers:
             worker.start()
 
@@ -134,11 +144,17 @@ class Team:
             code[:, COUNTER] = 0
             code[-1, BARRIER] = 1
             self.state[PROGRAM : THREADS + 1] = code.ctypes.data, len(code), n_threads
-            if n_threads > 1:
+            if n_threads == 1:
+                self._take_part(self._address, 0, 0, 0)
+                return
+            self.state[SLEEPERS] = -1
+            try:
                 self._post(self._address, 0, 0, 0)
-                if self.state[SLEEPERS]:
+            finally:
+                # Once the others have begun they need this thread at their barriers, interrupted or not.
+                if self.state[SLEEPERS] >= 0:
                     self._wake_sleepers(n_threads)
-            self._take_part(self._address, 0, 0, 0)
+                    self._take_part(self._address, 0, 0, 0)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -149,11 +165,11 @@ class Team:
             worker.join()
 
     def _wake_sleepers(self, n_threads: int) -> None:
-        for i in range(1, n_threads):
-            asleep = LINES + LINE * i + ASLEEP
-            if self.state[asleep] == -1:
-                self.state[asleep] = 0
+        for i in range(1, n_threads if self.state[SLEEPERS] else 0):
+            wake = LINES + LINE * i + WAKE
+            if self.state[wake]:
                 self._wake[i].release()
+                self.state[wake] = 0
 
     def _run_worker(self, thread: int) -> None:
         self._begin(thread)
@@ -167,6 +183,10 @@ class Team:
         if self.begin is not None and not hasattr(self._begun, "done"):
             self._begun.done = True
             self.begin(thread)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _yield_address() -> int:

@@ -38,7 +38,9 @@ def items(fmt: Format) -> tuple[tuple[int, int, int], ...]:
     """(offset in a block, number of items, bytes of an item) of every field."""
     found, offset = [], 0
     for field in fmt.fields:
-        size = next(size for size in (4, 2, 1) if field.n_bytes % size == 0)
+        # Signed scales are widened while they are loaded, a byte of each row.
+        wide = (1,) if field.dtype == "i8" and field.count < fmt.block_size else (4, 2, 1)
+        size = next(size for size in wide if field.n_bytes % size == 0)
         found.append((offset, field.n_bytes // size, size))
         offset += field.n_bytes
     return tuple(found)

@@ -96,6 +96,12 @@ def load_bytes(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 
 @op(ints, types.intp)
+def load_signed_bytes(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """16 int8, widened."""
+    return b.sext(load(b, address, ir.VectorType(BITS[8], LANES)), INTS)
+
+
+@op(ints, types.intp)
 def load_shorts(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """16 uint16, widened."""
     return b.zext(load(b, address, ir.VectorType(BITS[16], LANES)), INTS)

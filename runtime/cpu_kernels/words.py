@@ -13,7 +13,7 @@ from ...quant.codebooks import E2M1_VALUES, IQ4_VALUES
 from .instructions import emit_lookup
 from .isa import Isa
 from .language import I32, I64, INTS, LANES, const, current_isa, inline, ints, load, op, splat
-from .vectors import constant, shift_signed, to_floats
+from .vectors import constant, to_floats
 
 Decoder = Callable[..., Any]
 FOUR, EIGHT = types.UniTuple(ints, 4), types.UniTuple(ints, 8)
@@ -123,8 +123,3 @@ def spread_bits(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
 def byte_of(words, i):
     """Byte i of each lane, as a number."""
     return to_floats((words >> (8 * i)) & 255)
-
-
-@inline
-def signed_byte_of(words, i):
-    return to_floats(shift_signed(words << (24 - 8 * i), 24))
