@@ -84,8 +84,9 @@ class LLM:
     ) -> None:
         if n_threads is not None and n_threads < 1:
             raise ValueError(f"n_threads must be at least 1, found {n_threads}")
-        threads = ThreadOptions(n_threads=n_threads) if threads is None else threads
-        torch.set_num_threads(plan_threads(threads).batch.n_threads)
+        if n_threads is not None or threads is not None:
+            threads = threads or ThreadOptions(n_threads=n_threads)
+            torch.set_num_threads(plan_threads(threads).batch.n_threads)
         engine_options = EngineOptions(
             n_batch=n_batch,
             max_seqs=max_seqs,
@@ -107,7 +108,7 @@ class LLM:
             cache_type_v=cache_type_v,
             route=route,
             batch_invariant=batch_invariant,
-            threads=threads,
+            threads=threads or ThreadOptions(),
             on_compile=_announcement(wanted=progress),
         )
         self.path = Path(model) if model is not None else demo_model()

@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,16 @@ def cpu_ops(decoder: Decoder) -> CpuOps:
     return ops
 
 
-@pytest.mark.parametrize("name", [name for name in BOUNDS if name.startswith(QUANTS)])
+# One of each kind of decoder; the others are slow together.
+QUICK = ("Q8_0", "MXFP4_MOE", "Q4_0", "Q4_K_M", "IQ4_XS", "IQ3_S", "IQ2_XS", "TQ1_0")
+
+
+def recorded_files() -> list[Any]:
+    names = [name for name in BOUNDS if name.startswith(QUANTS)]
+    return [pytest.param(name, marks=() if Path(name).stem in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", recorded_files())
 def test_as_near_to_float_as_llama_cpp(name: str, shared_data: Path) -> None:
     """Activations of 8 bits, in llama.cpp and here: the distance to float32 is not larger here.
 
@@ -98,8 +108,13 @@ def test_every_architecture_is_among_them() -> None:
     }
 
 
-@pytest.mark.parametrize("form", ["F32", "Q8_0"])
-@pytest.mark.parametrize("name", [*MODELS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_MODELS)])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(pytest.param(name, form, marks=pytest.mark.slow) for name in MORE_MODELS for form in ("F32", "Q8_0")),
+        *((name, form) for name in MODELS for form in ("F32", "Q8_0")),
+    ],
+)
 @pytest.mark.filterwarnings("error:cpu leaves:UserWarning")
 def test_architectures(name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]

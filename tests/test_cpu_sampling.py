@@ -52,7 +52,9 @@ def between_nans(rows: npt.NDArray[np.float32]) -> torch.Tensor:
     return whole[32 : 32 + rows.size].view(rows.shape)
 
 
-@pytest.mark.parametrize("report", [{}, {"n_probs": N_VOCAB, "post_sampling_probs": True}])
+@pytest.mark.parametrize(
+    "report", [{}, pytest.param({"n_probs": N_VOCAB, "post_sampling_probs": True}, marks=pytest.mark.slow)]
+)
 def test_llama_cpp_choices(report: dict[str, Any]) -> None:
     """All recorded chains; those that the kernels do not serve are left to torch."""
     fast = sampler(N_VOCAB, len(CASES), team=True)
