@@ -15,22 +15,21 @@ from ...loaders.stored import StoredTensor
 from ...quant.formats import Q4_K
 from ..batch import Batch
 from ..cache import LayerCache
-from ..config import Activation, RopePairing
 from ..cpu_kernels import Kernels
 from ..cpu_kernels.language import LANES
 from ..cpu_kernels.product import SERVED
 from ..cpu_kernels.tiles import n_strips, strip_bytes
 from ..layers import Attention, Linear, Mlp, Moe, Norm
-from ..ops import Angles, AttentionParams, Declined, Stream, Weight
+from ..ops import Angles, Declined, Stream, Weight
 from .cpu_layers import AttentionHalf, MlpHalf, MoeHalf, Product, Rows, Steps
 from .cpu_programs import Buffers, Part, Plan
 from .cpu_routes import MIN_ROWS, Route, fastest_route, timed
 from .cpu_weights import TiledWeight, decoded_product, empty_bytes, pack
-from .torch import TorchOps
 
 if TYPE_CHECKING:
     from ..decoder import Layer
 
+LEFT_TO_TORCH = Declined("part of all layers or left to torch", expected=True)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The product that routes are measured with.
 MEASURED, MEASURED_ROWS = 2048, 256
@@ -44,7 +43,6 @@ class CpuOps:
     def __init__(self, kernels: Kernels, *, fused_attention: bool = True) -> None:
         self.kernels, self.fused_attention = kernels, fused_attention
         self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.twin = TorchOps(self.device, self.dtype, None, fused_attention=fused_attention)
         self.buffers, self.steps = Buffers(), Steps()
         self._route: Route | None = None
         self._plans: dict[Any, tuple[Plan | Declined, Any]] = {}
@@ -97,28 +95,20 @@ class CpuOps:
 
     # What is not part of a program is rare, and torch's as well as anybody's.
 
-    def norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        return self.twin.norm(x, weight, eps)
+    def norm(self, *args: object) -> Declined:
+        return LEFT_TO_TORCH
 
-    def rope(self, x: torch.Tensor, angles: Angles, pairing: RopePairing) -> torch.Tensor:
-        return self.twin.rope(x, angles, pairing)
+    def rope(self, *args: object) -> Declined:
+        return LEFT_TO_TORCH
 
-    def glu(self, gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
-        return self.twin.glu(gate, up, activation)
+    def glu(self, *args: object) -> Declined:
+        return LEFT_TO_TORCH
 
-    def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor:
-        return self.twin.experts(x, ids, shares, moe)
+    def experts(self, *args: object) -> Declined:
+        return LEFT_TO_TORCH
 
-    def attention(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cache: LayerCache,
-        batch: Batch,
-        params: AttentionParams,
-    ) -> torch.Tensor:
-        return self.twin.attention(q, k, v, cache, batch, params)
+    def attention(self, *args: object) -> Declined:
+        return LEFT_TO_TORCH
 
     # ---- layers ----
 
@@ -155,10 +145,8 @@ class CpuOps:
             parts.append(MoeHalf(layer.mlp) if isinstance(layer.mlp, Moe) else MlpHalf(layer.mlp))
         return parts
 
-    def attention_block(
-        self, block: Attention, stream: Stream, following: Mlp | Moe, angles: Angles, cache: LayerCache, batch: Batch
-    ) -> Declined:
-        return Declined("attention runs with all layers or not at all", expected=True)
+    def attention_block(self, *args: object) -> Declined:
+        return LEFT_TO_TORCH
 
     def mlp_block(self, block: Mlp | Moe, stream: Stream, following: Attention | None) -> Stream | Declined:
         if isinstance(block, Mlp) and self.prompt_route(len(stream.x)) != "int8":

@@ -28,14 +28,14 @@ class Steps:
     """What attention is told of a step: once for the layers of a cache group, and for those of a rotation."""
 
     def __init__(self) -> None:
-        self._tables: dict[int, tuple[StepTables, int]] = {}
+        self._tables: dict[int, StepTables] = {}
         self._angles: dict[int, StepAngles] = {}
 
     def tables(self, p: AttentionParams, group: int) -> StepTables:
         """For instructions of the layers of a cache group."""
         if group not in self._tables:
-            self._tables[group] = StepTables(p.n_heads, p.head_dim), group
-        return self._tables[group][0]
+            self._tables[group] = StepTables(p.n_heads, p.head_dim)
+        return self._tables[group]
 
     def angles(self, rope: int) -> StepAngles:
         """For instructions of the layers of a rotation, whatever number stands for it."""
@@ -43,7 +43,7 @@ class Steps:
 
     def begin(self, batch: Batch, angles: dict[int, Angles]) -> None:
         """Tells all."""
-        for tables, group in self._tables.values():
+        for group, tables in self._tables.items():
             tables.set(batch.slots[group], batch.starts, batch.lengths, batch.pages[group])
         for rope, turns in angles.items():
             self.angles(rope).set(*turns)
