@@ -240,13 +240,21 @@ def prepare(item: Case, device: torch.device) -> None:
 
 
 def ours(case: Case, copies: int, device: torch.device) -> list[Call]:
+    q, k, v, tables, kinds = inputs(case, copies, device)
+    attention = Attention(case.heads.shape, *kinds, device)
+    return [partial(attention, q, k, v, table) for table in tables]
+
+
+def inputs(
+    case: Case, copies: int, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], list[PageTables], tuple[CacheType, CacheType]]:
+    """Random queries, the planes of keys and values of all copies of the batch, each copy's tables, and their types."""
     heads, dtype = case.heads, half(device)
     kinds = case.types(dtype)
     tables, _, n_pages = page_tables(case, copies, device)
     k, v = (random_planes(kind, n_pages, heads, dtype, device) for kind in kinds)
     q = torch.randn(tables[0].n_tokens, heads.n_heads, heads.head_dim, device=device).to(dtype)
-    attention = Attention(heads.shape, *kinds, device)
-    return [partial(attention, q, k, v, table) for table in tables]
+    return q, k, v, tables, kinds
 
 
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from bench import Record, compare, empty_weight, guarded, half, timed
-from timing import Call, copies, first_line, n_copies, random_rows, random_weight
+from random_weights import random_rows
+from timing import Call, copies, first_line, n_copies, random_weight
 from torch import Tensor
 
 from naiad.quant.dequantize import dequantize

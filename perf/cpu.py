@@ -198,7 +198,8 @@ def model_files(arguments: argparse.Namespace) -> list[str]:
         return list(arguments.files)
     shape = chosen_shape(arguments)
     given = {option: getattr(arguments, field) for option, field in SIZES.items()}
-    name = arguments.shape + "".join(f"-{option}{n}" for option, n in given.items() if n is not None)
+    name = "-".join(filter(None, (arguments.shape, arguments.architecture)))
+    name += "".join(f"-{option}{n}" for option, n in given.items() if n is not None)
     name += {None: "", True: "-tied", False: "-untied"}[arguments.tied]
     paths = []
     for mix in arguments.mixes.split(";" if "=" in arguments.mixes else ","):

@@ -6,8 +6,8 @@ python perf/kernels.py --only linear [--formats Q4_K,Q6_K] [--models llama-3-8b]
 Everything is random. A part with wrong results is not timed. Times are medians of repeats in which the candidates take
 turns, in CUDA graphs, over copies of the data that exceed the caches; GB/s stand beside the card's read bandwidth as
 measured here. The results file is written anew after every case, so that a run cut off leaves what it measured.
---device cpu, under TRITON_INTERPRET=1, checks correctness only. Exit code 1: wrong results, or what could not be timed;
-2: no device.
+--checks, and --device cpu under TRITON_INTERPRET=1: results are compared, nothing is timed. Exit code 1: wrong results,
+or what could not be timed; 2: no device.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Run:
 
     def __init__(self, options: Options, device: torch.device, facts: dict[str, Any]) -> None:
         self.options, self.device = options, device
+        self.timed = device.type == "cuda" and not options.checks
         self.start = time.monotonic()
         self.wrong: dict[str, list[str]] = {name: [] for name in options.only}
         self.result: dict[str, Any] = {"device": facts, "limits": {}, "wrong": self.wrong, "records": {}}
@@ -134,7 +135,7 @@ class Run:
                 self.say(f"{name}: {len(lines)} wrong results" if lines else f"{name}: correct results")
                 print("".join(f"    {line}\n" for line in lines), end="", flush=True)
             self.save()
-            if self.device.type == "cuda":
+            if self.timed:
                 programs = self.items("programs", self.right())
                 self.say(f"compiling for {len(programs)} cases")
                 made = run(partial(prepare_item, device=str(self.device)), programs)
@@ -171,7 +172,7 @@ class Run:
         return complete
 
     def save(self) -> None:
-        if self.device.type != "cuda":
+        if not self.timed:
             return
         self.result["seconds"] = round(time.monotonic() - self.start)
         out = self.path()
@@ -197,6 +198,7 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--models", type=names, help=f"linear: of {', '.join(MODELS)}; by default all")
     parser.add_argument("--rows", type=numbers, help=f"linear: by default {','.join(map(str, ROWS))}")
     parser.add_argument("--quick", action="store_true", help="a small part of each")
+    parser.add_argument("--checks", action="store_true", help="compare results, time nothing")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="by default results/kernels-<architecture>[-parts][-quick].json")
     parser.add_argument("-j", "--jobs", type=int, help="processes that check and compile; 0: none but this one")
@@ -229,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Run(options, device, facts)
     run.check_and_compile()
     complete = True
-    if device.type == "cuda":
+    if run.timed:
         complete = run.time()
         run.say(f"wrote {run.path()}")
     return 0 if complete and len(run.right()) == len(options.only) else 1

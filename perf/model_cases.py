@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from kernels import use
-from random_source import SHAPES, RandomSource, prompt_flops, read_bytes
+from random_model import SHAPES, RandomSource, prompt_flops, read_bytes
 from timing import clocks
 
 from naiad.runtime.cli.timing import SPARE_TOKENS, RandomTokens, advance, finish, greedy
@@ -35,18 +35,21 @@ Options = argparse.Namespace
 
 # Steps that are not timed, and those that the profiler sees.
 WARM_STEPS, PROFILED_STEPS = 8, 4
+# Tokens of the prompts that are served, and those that warm up, prompt and generated.
+SERVED_TOKENS, SERVED_WARM = 1000, (64, 16)
 # The prompt whose logits are looked at before anything is timed.
 CHECKED_TOKENS = 33
 # Share of the limit in generation of one sequence: what must be reached, and what is aimed at.
 GATES = {
     **{"llama-3-8b": (0.60, 0.75), "qwen2.5-7b": (0.60, 0.75), "qwen2.5-32b": (0.75, 0.87)},
-    **{"llama-3-70b": (0.80, 0.90), "qwen3-30b-a3b": (0.25, 0.45)},
+    **{"llama-3-70b": (0.80, 0.90), "qwen3-30b-a3b": (0.25, 0.45), "llama-3.2-1b": (0.40, 0.55)},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """pp: a prompt of n_prompt tokens; tg: generation by so many sequences; kernels: what a step of it launches."""
+    """pp: a prompt of n_prompt tokens; tg: generation by so many sequences; served: so many requests at once, each with
+    a prompt of n_prompt tokens and as many to generate; kernels: what a step of generation launches."""
 
     kind: str
     batch: int = 1
@@ -57,10 +60,14 @@ class Case:
     def __str__(self) -> str:
         if self.kind == "pp":
             return f"pp {self.n_prompt} on {self.depth}"
+        if self.kind == "served":
+            return f"served {self.batch} x ({self.n_prompt} + {self.n_prompt})"
         return f"{self.kind} x {self.batch} on {self.depth}, {self.sampling}"
 
     def n_tokens(self, options: Options) -> int:
         """Of a sequence at the end."""
+        if self.kind == "served":
+            return 2 * self.n_prompt
         steps = PROFILED_STEPS if self.kind == "kernels" else options.steps * options.repeats
         return self.depth + (self.n_prompt or 1 + WARM_STEPS + steps) + 1
 
@@ -73,6 +80,7 @@ def cases(options: Options) -> list[Case]:
     found += [Case("pp", 1, depth, n) for depth in options.depths for n in options.prompts]
     found += [Case("tg", b, depth) for depth in options.depths for b in options.batches if b != 1]
     found += [Case("tg", b, sampling="default") for b in chains if 0 in options.depths]
+    found += [Case("served", options.served, n_prompt=SERVED_TOKENS)] if options.served else []
     # Last: after the profiler, times are not what they were.
     return found + [Case("kernels", b) for b in chains]
 
@@ -126,11 +134,14 @@ class Model:
 
     def run(self, case: Case) -> Record:
         """A case's record. ValueError for requests that fail, and whatever the device raises."""
-        needed = case.batch * -(-case.n_tokens(self.options) // PAGE_SIZE)
+        # Requests that are served may wait for others to end.
+        together = 1 if case.kind == "served" else case.batch
+        needed = together * -(-case.n_tokens(self.options) // PAGE_SIZE)
         self.engine.forget()
         if needed > self.engine.scheduler.pool.n_free():
             return {"skipped": f"it needs {needed * PAGE_SIZE} tokens of cache, {self.facts['cache_tokens']} fit"}
-        return {"pp": self._prompt, "tg": self._generate, "kernels": self._kernels}[case.kind](case)
+        runs = {"pp": self._prompt, "tg": self._generate, "served": self._serve, "kernels": self._kernels}
+        return runs[case.kind](case)
 
     def _prompt(self, case: Case) -> Record:
         seconds = []
@@ -193,6 +204,21 @@ class Model:
             reached = "aim" if record["share_of_read"] >= aim else "gate" if record["share_of_read"] >= gate else "none"
             record |= {"gate": gate, "aim": aim, "reached": reached}
         return record
+
+    def _serve(self, case: Case) -> Record:
+        """Generated tokens per second, from the first request's arrival to the last one's end."""
+        for n_prompt, n_generate in (SERVED_WARM, (case.n_prompt, case.n_prompt)):
+            self.engine.forget()
+            prompts = [self.tokens.text(n_prompt) for _ in range(case.batch)]
+            self.engine.synchronize()
+            start = time.perf_counter()
+            handles = [self.engine.submit(prompt, greedy(n_generate)) for prompt in prompts]
+            finish(self.engine, handles)
+            seconds = time.perf_counter() - start
+        made = sum(len(handle.tokens) for handle in handles)
+        if made != case.batch * case.n_prompt:
+            raise ValueError(f"expected {case.batch * case.n_prompt} tokens, found {made}: {failure(handles)}")
+        return {"ms": [round(seconds * 1e3, 1)], "tokens_per_s": [round(made / seconds, 1)]}
 
     def _kernels(self, case: Case) -> Record:
         if self.device.type != "cuda":

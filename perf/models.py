@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from kernels import limits_of
 from model_cases import Case, Model, Options, Record, cases
-from random_source import MODELS, SHAPES
+from random_model import MODELS, SHAPES
 from timing import Lost, clocks, describe, find_device, first_line, workers
 
 RESULTS = Path(__file__).with_name("results")
@@ -176,6 +176,8 @@ def line(case: Case, record: Record) -> str:
     if case.kind == "kernels":
         counts = "{per_step:g} kernels per step, {per_layer} per layer, {copies:g} copies, {device_us:.0f} µs"
         return f"{case}: {counts.format(**record)}"
+    if case.kind == "served":
+        return f"{case}: {record['ms'][0] / 1e3:.1f} s, {record['tokens_per_s'][0]:.1f} generated tokens/s"
     median, low, high = record["ms"]
     text = f"{case}: {median:.3f} ms [{low:.3f} … {high:.3f}], {record['tokens_per_s'][0]:.1f} tokens/s"
     if case.kind == "pp":
@@ -197,10 +199,11 @@ def parse(argv: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = lambda text: tuple(text.split(","))  # noqa: E731
     numbers = lambda text: tuple(sorted({*map(int, text.split(","))}))  # noqa: E731
-    parser.add_argument("--models", type=names, default=MODELS, help=f"of {', '.join(SHAPES)}; by default five")
+    parser.add_argument("--models", type=names, default=MODELS, help=f"of {', '.join(SHAPES)}; by default six")
     parser.add_argument("--batches", type=numbers, help="sequences at a time; by default 1,2,4 … 256")
     parser.add_argument("--depths", type=numbers, default=(0, 8192), help="tokens cached before; by default 0,8192")
     parser.add_argument("--prompts", type=numbers, default=(512, 2048), help="tokens of prompts; by default 512,2048")
+    parser.add_argument("--served", type=int, help="requests that arrive at once; 0: none; by default 256")
     parser.add_argument("--n-batch", type=int, default=2048, help="tokens of a step; by default 2048")
     parser.add_argument("--steps", type=int, help="steps of a stretch; by default 32")
     parser.add_argument("--repeats", type=int, help="stretches, and prompts; by default 5")
@@ -210,13 +213,14 @@ def parse(argv: Sequence[str] | None) -> Options:
     options = parser.parse_args(argv)
     quick = options.quick
     options.batches = options.batches or ((1, 8, 64) if quick else tuple(2**i for i in range(9)))
+    options.served = options.served if options.served is not None else 0 if quick else 256
     options.steps = options.steps or (16 if quick else 32)
     options.repeats = options.repeats or (3 if quick else 5)
     unknown = [name for name in options.models if name not in SHAPES]
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; models: {', '.join(SHAPES)}")
-    if min(*options.batches, *options.prompts, options.n_batch) < 1 or min(options.depths) < 0:
-        parser.error("batches, prompts and --n-batch must be at least 1, depths at least 0")
+    if min(*options.batches, *options.prompts, options.n_batch) < 1 or min(*options.depths, options.served) < 0:
+        parser.error("batches, prompts and --n-batch must be at least 1, depths and --served at least 0")
     options.cases = cases(options)
     return options
 

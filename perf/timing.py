@@ -23,9 +23,8 @@ from typing import Any, Protocol, TypeVar
 
 import stand_in
 import torch
-from torch import Tensor
+from random_weights import random_rows as random_rows
 
-from naiad.quant.floats import FLOAT_DTYPES
 from naiad.quant.formats import Format
 from naiad.triton_kernels.tuning import arch_of
 from naiad.triton_kernels.weights import PackedWeight
@@ -107,31 +106,6 @@ def nvidia_smi(device: torch.device, *fields: str) -> dict[str, str]:
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
-
-
-def random_rows(fmt: Format, n_out: int, n_in: int, device: torch.device, seed: int = 0) -> Tensor:
-    """uint8 [n_out, bytes per row] of a format: random bits, but scales that make every weight an ordinary number."""
-    generator = torch.Generator(device).manual_seed(seed)
-    if not fmt.is_quantized:
-        dtype = FLOAT_DTYPES[fmt]
-        return torch.randn(n_out, n_in, generator=generator, device=device).mul_(0.02).to(dtype).view(torch.uint8)
-    n_blocks = n_out * fmt.row_bytes(n_in) // fmt.type_size
-    bits = partial(torch.randint, dtype=torch.uint8, generator=generator, device=device)
-    blocks: Tensor = bits(0, 256, (n_blocks, fmt.type_size))
-    start = 0
-    for field in fmt.fields:
-        part = blocks[:, start : start + field.n_bytes]
-        if field.dtype == "f16":
-            scale = torch.rand(n_blocks, field.count, generator=generator, device=device).add_(0.5).mul_(2.0**-11)
-            part.copy_(scale.half().view(torch.uint8))
-        elif (fmt.name, field.name) == ("MXFP4", "e"):
-            part.copy_(bits(118, 124, part.shape))
-        elif (fmt.name, field.name) == ("NVFP4", "d"):
-            part.copy_(bits(0x18, 0x30, part.shape))
-        elif (fmt.name, field.name) == ("IQ1_M", "scales"):
-            part[:, 7] = part[:, 7] & 0x0F | 0x10  # the top nibble of the f16 that is spread over these bytes
-        start += field.n_bytes
-    return blocks.view(n_out, -1)
 
 
 def random_weight(fmt: Format, n_out: int, n_in: int, device: torch.device, seed: int = 0) -> PackedWeight:

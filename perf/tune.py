@@ -1,6 +1,6 @@
 """Measures kernels and tiles on the card at hand and writes its entry of triton_kernels/tuning.json.
 
-python perf/tune.py [--dry-run] [--out other.json] [--jobs 8]
+python perf/tune.py [--only attention|linear] [--dry-run] [--out other.json] [--jobs 8]
 
 The first shape and format sorts out the slow candidates, the others decide between the rest, by the geometric mean of
 their times. What cannot be compiled or launched here is left out. --dry-run prints the entry and writes nothing.
@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 
 import torch
+from candidates import REPEATS, Candidate, choose, mean
 from timing import Call, Map, copies, default_jobs, describe, find_device, measure, n_copies, random_weight, workers
+from tune_attention import tune_attention
 
 from naiad.quant.formats import format_by_name
 from naiad.triton_kernels.linear import Linear, Route
 from naiad.triton_kernels.tuning import TABLE, Tile, Tuning, Vector, arch_of, to_json, tuning
 from naiad.triton_kernels.weights import PackedWeight
 
+PARTS = ("attention", "linear")
 FORMATS: tuple[str, ...] = ("Q4_K", "Q6_K")
 SHAPES: tuple[tuple[int, int], ...] = ((4096, 4096), (14336, 4096), (4096, 14336), (1024, 4096))
 
@@ -51,9 +53,6 @@ WORKSPACE_COUNTS: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
 
 # A warp's share of the accumulator: 128 of a thread's 255 registers.
 MAX_ELEMENTS_PER_WARP = 4096
-# After the first case those stay that are among the best so many and slower than the best by this factor at most.
-KEEP, KEEP_FACTOR = 8, 1.2
-REPEATS = 3
 # More rows than any call has.
 NEVER = 2**30
 
@@ -65,15 +64,7 @@ class Case:
     n_in: int
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    label: str
-    table: Tuning
-    invariant: bool = False
-    route: Route = "int8"
-
-
-class Bench:
+class LinearBench:
     """Times candidates on every case. run: a map over worker processes, which compile."""
 
     def __init__(self, device: torch.device, run: Map) -> None:
@@ -124,47 +115,7 @@ def compiles(candidate: Candidate, case: Case, rows: int, device: str) -> bool:
     return True
 
 
-# ---- choosing ---------------------------------------------------------------------------------------------------
-
-
-def choose(bench: Bench, what: str, candidates: Sequence[Candidate], rows: Sequence[int]) -> Candidate:
-    """The candidate with the lowest geometric mean over all cases and row counts. RuntimeError where none runs."""
-    found: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
-    for i, case in enumerate(bench.cases):
-        for m in rows:
-            for candidate, value in bench.times(list(found), case, m).items():
-                found[candidate].append(value)
-            # One that failed even once has fewer times than the others.
-            most = max(map(len, found.values()))
-            found = {candidate: values for candidate, values in found.items() if values and len(values) == most}
-        if not found:
-            raise RuntimeError(f"{what}: none of {len(candidates)} candidates runs on this device")
-        if i == 0:
-            print(f"{what}: {len(candidates)} candidates, {len(found)} of them run")
-            show(found)
-            found = survivors(found)
-    if len(bench.cases) > 1:
-        print(f"{what}: the {len(found)} fastest on all shapes and formats")
-        show(found)
-    return min(found, key=lambda candidate: mean(found[candidate]))
-
-
-def survivors(found: Mapping[Candidate, list[float]]) -> dict[Candidate, list[float]]:
-    best = sorted(found, key=lambda candidate: mean(found[candidate]))[:KEEP]
-    limit = KEEP_FACTOR * mean(found[best[0]])
-    return {candidate: found[candidate] for candidate in best if mean(found[candidate]) <= limit}
-
-
-def show(found: Mapping[Candidate, list[float]]) -> None:
-    for candidate in sorted(found, key=lambda c: mean(found[c])):
-        print(f"  {mean(found[candidate]):10.2f} µs  {candidate.label}")
-
-
-def mean(times: Sequence[float]) -> float:
-    return statistics.geometric_mean(times)
-
-
-def crossover(bench: Bench, few: Tuning, many: Tuning, counts: Sequence[int], route: Route = "int8") -> int:
+def crossover(bench: LinearBench, few: Tuning, many: Tuning, counts: Sequence[int], route: Route = "int8") -> int:
     """How many of the row counts, from the first on, are served faster by the table for few rows than by the other."""
     one, other = Candidate("few", few, route=route), Candidate("many", many, route=route)
     for i, rows in enumerate(counts):
@@ -194,7 +145,7 @@ def label(tile: Tile) -> str:
     return text + (" split" if tile.split else "") + (" int8" if tile.int8 else "")
 
 
-def tune_vector(bench: Bench, table: Tuning) -> Vector:
+def tune_vector(bench: LinearBench, table: Tuning) -> Vector:
     """Rows and warps for one row of x, which is what generation has; then the batch for a few."""
     base = replace(table, matvec_rows=NEVER)
     # A lane holds a row at least.
@@ -205,7 +156,7 @@ def tune_vector(bench: Bench, table: Tuning) -> Vector:
     return choose(bench, "vector, several rows", batches, (2, 4, 8)).table.vector
 
 
-def tune_tile(bench: Bench, table: Tuning, max_rows: int, bms: Sequence[int], rows: Sequence[int]) -> Tile:
+def tune_tile(bench: LinearBench, table: Tuning, max_rows: int, bms: Sequence[int], rows: Sequence[int]) -> Tile:
     """Splitting K is tried on the best tile alone: it depends more on the number of tiles than on their shape."""
     split = max_rows != 0
     what = f"up to {max_rows} rows" if max_rows else "more rows"
@@ -220,7 +171,7 @@ def tune_tile(bench: Bench, table: Tuning, max_rows: int, bms: Sequence[int], ro
     return replace(tile, max_rows=max_rows)
 
 
-def tune_invariant(bench: Bench, table: Tuning) -> Tile:
+def tune_invariant(bench: LinearBench, table: Tuning) -> Tile:
     bms, rows = INVARIANT
     candidates = [
         Candidate(label(tile), replace(table, invariant=tile), invariant=True) for tile in tiles(0, bms, False, INT8)
@@ -228,8 +179,8 @@ def tune_invariant(bench: Bench, table: Tuning) -> Tile:
     return choose(bench, "batch-invariant", candidates, rows).table.invariant
 
 
-def tune(bench: Bench, table: Tuning) -> Tuning:
-    """The entry for bench's device; `table` is where the search starts."""
+def tune_linear(bench: LinearBench, table: Tuning) -> Tuning:
+    """The table with all that concerns linear layers as it is best on bench's device."""
     table = replace(table, vector=tune_vector(bench, table))
     table = replace(table, tiles=tuple(tune_tile(bench, table, most, *bucket) for most, bucket in BUCKETS.items()))
     table = replace(table, invariant=tune_invariant(bench, table))
@@ -254,6 +205,7 @@ def write(path: Path, entry: Tuning) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", help="cpu runs the interpreter, whose times mean nothing")
+    parser.add_argument("--only", choices=PARTS, help="by default both, attention first")
     parser.add_argument("--out", type=Path, default=TABLE)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("-j", "--jobs", type=int, help="processes that compile")
@@ -264,7 +216,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     start, facts = time.perf_counter(), describe(device)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     with workers(arguments.jobs or default_jobs(device)) as run:
-        entry = tune(Bench(device, run), replace(tuning(arch_of(device)), arch=arch_of(device)))
+        entry = replace(tuning(arch_of(device)), arch=arch_of(device))
+        if arguments.only != "linear":
+            entry = tune_attention(device, run, entry)
+        if arguments.only != "attention":
+            entry = tune_linear(LinearBench(device, run), entry)
     versions = [f"{key} {facts[key]}" for key in ("driver_version", "cuda", "hip", "torch", "triton") if key in facts]
     entry = replace(entry, measured=", ".join([facts["card"], *versions]))
     print(f"{time.perf_counter() - start:.0f} s")

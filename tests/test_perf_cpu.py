@@ -1,5 +1,6 @@
 """The benchmark of the CPU backend: random models of any shape and mix, and both engines computing what is timed."""
 
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,22 @@ import pytest
 import torch
 from cpu import Sizes, alternating, batched, make_report, single, summary
 from cpu_engines import EngineProcess, LlamaCpp, Naiad
-from random_model import SHAPES, Shape, mix_format, parse_mix, random_blocks, write_random_model
+from random_model import SHAPES, Shape, add_shape_options, chosen_shape, mix_format, parse_mix, write_random_model
+from random_weights import random_bytes
 
 from naiad import LLM
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import FORMATS, Format
 from naiad.runtime.session import Session
 
+CPU = torch.device("cpu")
 TINY = SHAPES["tiny"]
-EXPERTS = replace(TINY, n_experts=8, n_used=2, head_dim=32, tied=False, n_vocab=2100)
 
 
 def test_mixes() -> None:
     """Layers of Q4_K_M as llama.cpp chooses them, and formats of single matrices."""
-    more = [i for i in range(16) if mix_format("q4_k_m", "ffn_down", i, 16).name == "Q6_K"]
+    shape = replace(TINY, n_layers=16, tied=False)
+    more = [i for i in range(16) if mix_format("q4_k_m", shape, "ffn_down", i).name == "Q6_K"]
     assert more == [0, 1, 4, 7, 10, 13, 14, 15]
     for mix, name, expected in (
         ("q4_k_m", "attn_q", "Q4_K"),
@@ -35,7 +38,7 @@ def test_mixes() -> None:
         ("Q5_0,output=iq4_nl", "output", "IQ4_NL"),
         ("Q5_0,output=iq4_nl", "attn_k", "Q5_0"),
     ):
-        assert mix_format(mix, name, 2, 16).name == expected, (mix, name)
+        assert mix_format(mix, shape, name, 2).name == expected, (mix, name)
 
 
 @pytest.mark.parametrize("mix", ["q9", "", "q4_0,q8_0", "q4_0,attn=q8_0", "attn_v=q9", "q4_0,attn_v"])
@@ -45,11 +48,28 @@ def test_bad_mixes(mix: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", SHAPES["1b"]),
+        ("--shape tiny --layers 3 --no-tied --vocab 2100", replace(TINY, n_layers=3, tied=False, n_vocab=2100)),
+        ("--shape llama-3-8b --vocab 0", replace(SHAPES["llama-3-8b"], n_vocab=0)),
+        ("--shape tiny --experts 8 --used 2", replace(TINY, architecture="qwen3moe", n_experts=8, n_used=2)),
+        ("--shape tiny --architecture qwen2", replace(TINY, architecture="qwen2")),
+    ],
+)
+def test_options(words: str, expected: Shape) -> None:
+    parser = ArgumentParser()
+    add_shape_options(parser)
+    assert chosen_shape(parser.parse_args(words.split())) == expected
+
+
+@pytest.mark.parametrize(
     ("shape", "mix", "message"),
     [
         (replace(TINY, n_ff=320), "q4_k", "a row of Q4_K must be a multiple of 256 weights, found 320"),
         (replace(TINY, n_heads=3), "q8_0", "heads do not divide"),
         (replace(TINY, n_experts=4), "q8_0", "expected 1 to 4 used experts, found 0"),
+        (replace(TINY, n_experts=4, n_used=1), "q8_0", "expected experts in qwen3moe and only there, found 4 in llama"),
         (replace(TINY, n_vocab=100), "q8_0", "expected a vocabulary of at least 2048 tokens, found 100"),
     ],
 )
@@ -62,20 +82,38 @@ WEIGHTS = [f for f in FORMATS if f.name[0] not in "I" or f.name.startswith("IQ")
 WEIGHTS = [f for f in WEIGHTS if f.name not in ("F64", "Q8_1", "Q8_K")]
 
 
+# How far off the size may be where scales have few bits.
+COARSE = {"MXFP4": 0.12, "NVFP4": 0.06}
+
+
 @pytest.mark.parametrize("fmt", WEIGHTS, ids=lambda f: f.name)
-def test_random_weights_are_ordinary_numbers(fmt: Format) -> None:
-    weights = dequantize(random_blocks(fmt, (4, 512), 0)().view(4, -1), fmt).float()
-    assert 1e-4 < float(weights.square().mean().sqrt()) < 2
-    assert float(weights.abs().max()) < 10
+def test_random_weights_are_centred_and_of_the_size_asked_for(fmt: Format) -> None:
+    for std in (1.0, 28672**-0.5):
+        data = random_bytes(fmt, (2, 64, 1024), std, CPU, seed=3)
+        values = dequantize(data.view(2, 64, -1), fmt).double()
+        assert values.shape == (2, 64, 1024)
+        assert float(values.square().mean().sqrt()) == pytest.approx(std, rel=COARSE.get(fmt.name, 0.03))
+        assert abs(float(values.mean())) < 0.02 * std
+        # Their quants are 0.5 too many.
+        assert values.mean(-1).abs().max() < (0.6 if fmt.name in ("Q2_0", "TQ2_0") else 0.2) * std
+    assert not torch.equal(data, random_bytes(fmt, (2, 64, 1024), std, CPU, seed=4))
+
+
+FILES = {
+    "dense": (TINY, "q4_k_m,attn_q=iq4_xs"),
+    "biased": (replace(TINY, architecture="qwen2", tied=False), "q4_k_m"),
+    "experts": (SHAPES["tiny-experts"], "q4_k_m"),
+    "narrow heads": (replace(SHAPES["tiny-experts"], head_dim=32, n_vocab=2100), "q8_0,ffn_down=q5_k"),
+}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    files = {"dense": (TINY, "q4_k_m,attn_q=iq4_xs"), "experts": (EXPERTS, "q8_0,ffn_down=q5_k")}
-    for name, (shape, mix) in files.items():
-        write_random_model(str(folder / f"{name}.gguf"), shape, mix)
-    return {name: str(folder / f"{name}.gguf") for name in files}
+    paths = {name: str(folder / f"{name}.gguf") for name in FILES}
+    for name, (shape, mix) in FILES.items():
+        write_random_model(paths[name], shape, mix)
+    return paths
 
 
 PROMPTS = [[(7 * i + 13 * j) % 2000 + 30 for i in range(9)] for j in range(3)]
@@ -87,7 +125,7 @@ def reference(path: str, tokens: list[int]) -> torch.Tensor:
     return Session(decoder, 64).logits(tokens)[-1].float()
 
 
-@pytest.mark.parametrize(("name", "n_batch"), [("dense", 512), ("experts", 7)])
+@pytest.mark.parametrize(("name", "n_batch"), [("dense", 512), ("narrow heads", 7)])
 def test_naiad_computes_what_is_timed(models: dict[str, str], name: str, n_batch: int) -> None:
     """However prompts are cut into steps, behind whatever was forgotten."""
     engine = Naiad(models[name], n_threads=1, n_ctx=64, n_seqs=3, dequantize="off")
@@ -101,7 +139,7 @@ def test_naiad_computes_what_is_timed(models: dict[str, str], name: str, n_batch
         assert nmse(logits, reference(models[name], prompt)) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["dense", "experts"])
+@pytest.mark.parametrize("name", FILES)
 def test_llama_cpp_computes_the_same(models: dict[str, str], name: str) -> None:
     api = pytest.importorskip("llama_cpp")
     engine = LlamaCpp(models[name], n_threads=1, n_ctx=64, n_seqs=3, dequantize="off")
@@ -113,9 +151,8 @@ def test_llama_cpp_computes_the_same(models: dict[str, str], name: str) -> None:
         logits = np.ctypeslib.as_array(api.llama_get_logits_ith(engine.context, i), (engine.n_vocab,))
         assert nmse(torch.from_numpy(logits), reference(models[name], prompt)) < 1e-3
     # Keys and values of 256 tokens for each of 3 sequences, in 16 bits.
-    shape = TINY if name == "dense" else EXPERTS
-    width = shape.n_kv_heads * (shape.head_dim or shape.n_embd // shape.n_heads)
-    assert engine.cache_bytes == 3 * 256 * 2 * 2 * width * shape.n_layers
+    shape, _ = FILES[name]
+    assert engine.cache_bytes == 3 * 256 * 2 * 2 * shape.n_kv_heads * shape.head_size * shape.n_layers
 
 
 def nmse(x: torch.Tensor, y: torch.Tensor) -> float:

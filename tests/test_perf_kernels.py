@@ -11,12 +11,15 @@ from time import sleep
 from typing import Any
 
 import bench_linear
+import candidates
 import kernels
 import pytest
 import stand_in
 import timing
 import torch
 import tune
+from candidates import Candidate
+from random_weights import random_rows
 
 from naiad.quant import codebooks
 from naiad.quant.dequantize import dequantize
@@ -39,7 +42,7 @@ WAY = bench_linear.Way("workspace", "exact", torch.float32, 1e-5, TABLE_OF_CHECK
 @pytest.mark.parametrize("name", bench_linear.ALL_FORMATS)
 def test_random_weights_are_ordinary_numbers(name: str) -> None:
     fmt = format_by_name(name)
-    weights = dequantize(timing.random_rows(fmt, 8, 512, CPU), fmt)
+    weights = dequantize(random_rows(fmt, 8, 512, CPU), fmt)
     assert weights.isfinite().all()
     assert 1e-4 < weights.square().mean().sqrt() < 10
     assert fmt.id in DECODERS
@@ -55,7 +58,7 @@ def test_correct_kernels_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 @interpreted
 def test_wrong_products_are_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    stored = [timing.random_rows(Q8_0, 16, 256, CPU, seed) for seed in range(3)]
+    stored = [random_rows(Q8_0, 16, 256, CPU, seed) for seed in range(3)]
     packed = [PackedWeight.pack(data, Q8_0, (16, 256)) for data in stored]
     dense = [dequantize(data, Q8_0) for data in stored]
     wrong = [dense[0] * 1.001, *dense[1:]]
@@ -257,7 +260,7 @@ def test_codebooks_without_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
 FASTEST_TILE = {16: (64, 16), 32: (128, 32), 64: (64, 64), 0: (128, 128)}
 
 
-def model_time(candidate: tune.Candidate, rows: int) -> float:
+def model_time(candidate: Candidate, rows: int) -> float:
     """Times in which certain vectors and tiles are the best, and kernels cross at 11 and 237 rows."""
     table = candidate.table
     if candidate.invariant:
@@ -276,12 +279,12 @@ def model_time(candidate: tune.Candidate, rows: int) -> float:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> tune.Bench:
+def bench(monkeypatch: pytest.MonkeyPatch) -> tune.LinearBench:
     def measure(
-        candidates: Mapping[tune.Candidate, Sequence[Any]], device: torch.device, repeats: int
-    ) -> tuple[dict[tune.Candidate, timing.Times], dict[tune.Candidate, str]]:
+        given: Mapping[Candidate, Sequence[Any]], device: torch.device, repeats: int
+    ) -> tuple[dict[Candidate, timing.Times], dict[Candidate, str]]:
         times = {}
-        for candidate, calls in candidates.items():
+        for candidate, calls in given.items():
             value = model_time(candidate, len(calls[0].args[0]))
             # The fastest of all, if it ran.
             if "bn 128 bm 16" not in candidate.label or candidate.invariant:
@@ -290,11 +293,11 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> tune.Bench:
 
     monkeypatch.setattr(tune, "measure", measure)
     monkeypatch.setattr(tune, "SHAPES", ((16, 256), (32, 256)))
-    return tune.Bench(CPU, lambda function, items: [])
+    return tune.LinearBench(CPU, lambda function, items: [])
 
 
-def test_the_fastest_is_chosen(bench: tune.Bench, tmp_path: Path) -> None:
-    entry = tune.tune(bench, replace(tuning("portable"), arch="sm_90"))
+def test_the_fastest_is_chosen(bench: tune.LinearBench, tmp_path: Path) -> None:
+    entry = tune.tune_linear(bench, replace(tuning("portable"), arch="sm_90"))
     assert entry.vector == Vector(64, 2, 2)
     assert [(tile.max_rows, tile.bn, tile.bm) for tile in entry.tiles] == [(m, *t) for m, t in FASTEST_TILE.items()]
     assert all((tile.warps, tile.stages, tile.int8) == (4, 1, False) for tile in entry.tiles[:3])
@@ -311,7 +314,7 @@ def test_the_fastest_is_chosen(bench: tune.Bench, tmp_path: Path) -> None:
     assert all(after[arch] == before[arch] for arch in before if arch != "sm_90")
 
 
-def test_ends_of_a_crossover(bench: tune.Bench) -> None:
+def test_ends_of_a_crossover(bench: tune.LinearBench) -> None:
     matvec = replace(tuning("portable"), matvec_rows=tune.NEVER)
     matmul = tune.only_matmul(matvec, matvec.tiles)
     assert tune.crossover(bench, matvec, matmul, (1, 2)) == 2
@@ -320,15 +323,15 @@ def test_ends_of_a_crossover(bench: tune.Bench) -> None:
 
 def test_slow_candidates_are_out_after_the_first_case() -> None:
     table = tuning("portable")
-    found = {tune.Candidate(str(i), table): [1.0 + i / 100] for i in range(30)}
-    assert [int(candidate.label) for candidate in tune.survivors(found)] == list(range(8))
-    found = {tune.Candidate(str(i), table): [1.0 + i] for i in range(3)}
-    assert [int(candidate.label) for candidate in tune.survivors(found)] == [0]
+    found = {Candidate(str(i), table): [1.0 + i / 100] for i in range(30)}
+    assert [int(candidate.label) for candidate in candidates.survivors(found)] == list(range(8))
+    found = {Candidate(str(i), table): [1.0 + i] for i in range(3)}
+    assert [int(candidate.label) for candidate in candidates.survivors(found)] == [0]
 
 
-def test_no_candidate_runs(bench: tune.Bench) -> None:
+def test_no_candidate_runs(bench: tune.LinearBench) -> None:
     with pytest.raises(RuntimeError, match="tiles: none of 1 candidates runs"):
-        tune.choose(bench, "tiles", [tune.Candidate("bn 128 bm 16", tuning("portable"))], (16,))
+        candidates.choose(bench, "tiles", [Candidate("bn 128 bm 16", tuning("portable"))], (16,))
 
 
 @interpreted
@@ -336,10 +339,10 @@ def test_candidates_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "FORMATS", ("Q8_0",))
     monkeypatch.setattr(tune, "SHAPES", ((16, 256),))
     run: Any = lambda function, items: [function(item) for item in items]  # noqa: E731
-    bench = tune.Bench(CPU, run)
+    bench = tune.LinearBench(CPU, run)
     table: Tuning = replace(tuning("portable"), workspace_rows=0, matvec_rows=0)
-    good = tune.Candidate("decodes", table)
-    bad = tune.Candidate("no power of two", replace(table, matvec_rows=9, vector=Vector(3, 1, 1)))
+    good = Candidate("decodes", table)
+    bad = Candidate("no power of two", replace(table, matvec_rows=9, vector=Vector(3, 1, 1)))
     assert pickle.loads(pickle.dumps([good, bad])) == [good, bad]
     assert [tune.compiles(candidate, bench.cases[0], 1, "cpu") for candidate in (good, bad)] == [True, False]
     assert bench.times([good, bad], bench.cases[0], 1).keys() == {good}

@@ -11,6 +11,7 @@ from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,10 @@ from typing import Any
 import model_cases
 import models
 import pytest
-import random_source
+import random_model
+import random_weights
 import torch
 
-from naiad.quant.dequantize import dequantize
-from naiad.quant.formats import format_by_name
 from naiad.runtime import model as loading
 from naiad.runtime.backends.torch import TorchOps
 from naiad.runtime.engine.runner import Results, Runner
@@ -44,19 +44,21 @@ SIZES = {
     "qwen2.5-32b": (19.845, 0.438, 19.407, 0.231, 256),
     "llama-3-70b": (42.513, 0.591, 41.922, 0.211, 320),
     "qwen3-30b-a3b": (18.551, 0.175, 1.920, 0.273, 96),
+    # The embedding is the output, too.
+    "llama-3.2-1b": (0.800, 0.215, 0.800, 0.416, 32),
 }
 
 
-@pytest.mark.parametrize("name", random_source.MODELS)
+@pytest.mark.parametrize("name", random_model.MODELS)
 def test_models_have_the_sizes_of_llama_cpps_files(name: str) -> None:
-    shape = random_source.SHAPES[name]
-    source = random_source.RandomSource(name, shape, CPU)
+    shape = random_model.SHAPES[name]
+    source = random_model.RandomSource(name, shape, CPU)
     file, embedding, read, q6_k, kv = SIZES[name]
     tensors = source.tensors
     # Files have a header beside their tensors: the vocabulary.
     assert sum(t.n_bytes for t in tensors.values()) / 1e9 == pytest.approx(file, rel=2e-3)
     assert tensors["token_embd.weight"].n_bytes / 1e9 == pytest.approx(embedding, abs=1e-3)
-    w = random_source.read_bytes(source, shape)
+    w = random_model.read_bytes(source, shape)
     assert w / 1e9 == pytest.approx(read, abs=1e-3)
     more = {n: t for n, t in tensors.items() if t.format.name == "Q6_K"}
     used = sum(t.n_bytes * (shape.n_used / shape.n_experts if "_exps" in n else 1) for n, t in more.items())
@@ -72,48 +74,32 @@ def test_models_have_the_sizes_of_llama_cpps_files(name: str) -> None:
 def test_which_tensors_get_more_bits(shared_data: Path) -> None:
     """As llama.cpp itself decided for a model of 16 layers."""
     text = (shared_data / "quant_mix_llama1b.txt").read_text().partition("\nQ4_K_M 0\n")[2].partition("\nQ5_K_S")[0]
-    shape = random_source.Shape("llama", 16, 2048, 8192, 32, 8, 128256, 5e5)
+    shape = random_model.SHAPES["llama-3.2-1b"]
     lines = [line.split(" ", 1) for line in map(str.strip, text.splitlines())]
     assert len(lines) == 8
     for name, found in lines:
         for kind, layers in literal_eval(found).items():
-            # There the embedding is the output, too.
-            name = "output" if name == "token_embd" else name
             for i in range(16) if layers == "all" else layers:
-                assert random_source.matrix_format(shape, name, i).name.lower() == kind.strip("()").lower(), (name, i)
+                fmt = random_model.mix_format("q4_k_m", shape, name, i)
+                assert fmt.name.lower() == kind.strip("()").lower(), (name, i)
 
 
 def test_formats_of_a_70b() -> None:
-    formats = Counter(
-        random_source.matrix_format(random_source.SHAPES["llama-3-70b"], "attn_v", i).name for i in range(80)
-    )
-    assert formats == {"Q6_K": 40, "Q5_K": 40}
-    assert random_source.matrix_format(random_source.SHAPES["llama-3-70b"], "token_embd", 0).name == "Q4_K"
+    formats = partial(random_model.mix_format, "q4_k_m", random_model.SHAPES["llama-3-70b"])
+    assert Counter(formats("attn_v", i).name for i in range(80)) == {"Q6_K": 40, "Q5_K": 40}
+    assert formats("token_embd").name == "Q4_K"
 
 
 def test_bytes_of_a_batch() -> None:
-    shape = random_source.SHAPES["qwen3-30b-a3b"]
-    source = random_source.RandomSource("x", shape, CPU)
+    shape = random_model.SHAPES["qwen3-30b-a3b"]
+    source = random_model.RandomSource("x", shape, CPU)
     dense = sum(t.n_bytes for n, t in source.tensors.items() if "_exps" not in n and n != "token_embd.weight")
     stacks = sum(t.n_bytes for n, t in source.tensors.items() if "_exps" in n)
     row = 2048 // 256 * 144
     for batch, used in ((1, 1 / 16), (2, 31 / 256), (10**6, 1.0)):
-        assert random_source.read_bytes(source, shape, batch) == pytest.approx(dense + stacks * used + batch * row)
+        assert random_model.read_bytes(source, shape, batch) == pytest.approx(dense + stacks * used + batch * row)
     body = 48 * (2048 * (4096 + 2 * 512) + 4096 * 2048 + 2048 * 128 + 8 * 3 * 768 * 2048)
-    assert random_source.prompt_flops(source, shape) == 2 * body
-
-
-@pytest.mark.parametrize("name", [*random_source.CENTRES, "F32"])
-def test_random_weights_are_centred_and_of_the_size_asked_for(name: str) -> None:
-    fmt = format_by_name(name)
-    for std in (1.0, 28672**-0.5):
-        data = random_source.random_bytes(fmt, (2, 64, 1024), std, CPU, seed=3)
-        values = dequantize(data.view(2, 64, -1), fmt).double()
-        assert values.shape == (2, 64, 1024)
-        assert float(values.square().mean().sqrt()) == pytest.approx(std, rel=0.03)
-        assert abs(float(values.mean())) < 0.02 * std
-        assert values.mean(-1).abs().max() < 0.2 * std
-    assert not torch.equal(data, random_source.random_bytes(fmt, (2, 64, 1024), std, CPU, seed=4))
+    assert random_model.prompt_flops(source, shape) == 2 * body
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------------
@@ -123,7 +109,7 @@ def run(tmp_path: Path, *words: str, name: str = "tiny") -> tuple[int, dict[str,
     """Exit code and results of a short run."""
     out = tmp_path / "models.json"
     usual = ["--device", "cpu", "--models", name, "--batches", "1,2", "--depths", "0,64", "--prompts", "40"]
-    code = models.main([*usual, "--steps", "2", "--repeats", "3", "--out", str(out), *words])
+    code = models.main([*usual, "--steps", "2", "--repeats", "3", "--served", "0", "--out", str(out), *words])
     return code, json.loads(out.read_text())
 
 
@@ -138,9 +124,10 @@ def test_a_model_is_timed(tmp_path: Path, limits: None, capsys: pytest.CaptureFi
     assert code == 0
     assert result["device"]["card"] == "cpu" and result["limits"] == LIMITS
     tiny = result["models"]["tiny"]
-    source = random_source.RandomSource("tiny", random_source.SHAPES["tiny"], CPU)
-    w = sum(t.n_bytes for n, t in source.tensors.items() if n != "token_embd.weight") + 144
-    kv = 4 * 2 * 2 * 64 * 2
+    source = random_model.RandomSource("tiny", random_model.SHAPES["tiny"], CPU)
+    row = 210
+    w = sum(t.n_bytes for t in source.tensors.values()) + row
+    kv = 2 * 2 * 2 * 64 * 2
     assert (tiny["weight_bytes"], tiny["kv_bytes"], tiny["cache_types"]) == (w, kv, ["f16", "f16"])
     assert 0.5 < tiny["logits_rms"] < 2
     records = {(r["kind"], r["batch"], r["depth"], r["sampling"]): r for r in tiny["records"]}
@@ -156,7 +143,7 @@ def test_a_model_is_timed(tmp_path: Path, limits: None, capsys: pytest.CaptureFi
         assert slowest <= rate <= fastest
         assert rate == pytest.approx((40 if key[0] == "pp" else key[1]) * 1e3 / median, rel=1e-2)
     two = records["tg", 2, 64, "greedy"]
-    assert two["bytes"] == w + 144 + 2 * (64 + 1 + model_cases.WARM_STEPS + 3) * kv
+    assert two["bytes"] == w + row + 2 * (64 + 1 + model_cases.WARM_STEPS + 3) * kv
     assert two["gb_s"] == pytest.approx(two["bytes"] / two["ms"][0] / 1e6, abs=0.06)
     assert two["share_of_read"] == pytest.approx(2 * two["share_of_spec"], abs=2e-4)
     assert 1 <= two["distinct"] <= 2 and "gate" not in two
@@ -206,14 +193,16 @@ def test_logits_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: pyt
     def broken(fmt: Any, sizes: tuple[int, ...], std: float, *rest: Any) -> torch.Tensor:
         return right(fmt, sizes, std * 1e6 if fmt.name == "Q6_K" else std, *rest)
 
-    right = random_source.random_bytes
-    monkeypatch.setattr(random_source, "random_bytes", broken)
+    right = random_weights.random_bytes
+    monkeypatch.setattr(random_model, "random_bytes", broken)
     code, result = run(tmp_path)
     assert code == 1 and "expected logits of ordinary size" in result["models"]["tiny"]["problem"]
 
 
 def test_a_batch_that_does_not_fit_is_left_out() -> None:
-    options = models.parse(["--device", "cpu", "--models", "tiny", "--batches", "1,2", "--depths", "64"])
+    options = models.parse(
+        ["--device", "cpu", "--models", "tiny", "--batches", "1,2", "--depths", "64", "--served", "0"]
+    )
     model = model_cases.Model("tiny", options, {})
     case = model_cases.Case("tg", 1000, 64)
     assert model.run(case)["skipped"].startswith("it needs 256000 tokens of cache, ")
@@ -262,9 +251,9 @@ def test_layers_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     def make_ops(*arguments: Any) -> Dispatch:
         return Dispatch([TritonOps(CPU, torch.float32, table=FAT), TorchOps(CPU, torch.float32, None)])
 
-    small = replace(random_source.SHAPES["tiny"], n_layers=1, n_ff=256, n_vocab=256)
+    small = replace(random_model.SHAPES["tiny"], n_layers=1, n_ff=256, n_vocab=256)
     monkeypatch.setattr(loading, "make_ops", make_ops)
-    monkeypatch.setitem(random_source.SHAPES, "tiny", small)
+    monkeypatch.setitem(random_model.SHAPES, "tiny", small)
     monkeypatch.setattr(model_cases, "CHECKED_TOKENS", 1)
     monkeypatch.setattr(model_cases, "WARM_STEPS", 0)
     model = model_cases.Model("tiny", models.parse(["--device", "cpu", "--batches", "1", "--depths", "0"]), {})
@@ -332,15 +321,31 @@ def test_what_goes_to_other_processes() -> None:
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
+def test_requests_are_served(
+    tmp_path: Path, limits: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More of them than sequences that run at a time, and than the cache holds."""
+    monkeypatch.setattr(model_cases, "SERVED_TOKENS", 20)
+    monkeypatch.setattr(model_cases, "SERVED_WARM", (5, 2))
+    code, result = run(tmp_path, "--depths", "0", "--served", "6")
+    assert code == 0
+    (record,) = (r for r in result["models"]["tiny"]["records"] if r["kind"] == "served")
+    assert record["tokens_per_s"][0] == pytest.approx(6 * 20 * 1e3 / record["ms"][0], rel=1e-2)
+    assert "served 6 x (20 + 20): " in capsys.readouterr().out
+
+
 def test_the_usual_cases() -> None:
     usual, quick = models.parse([]), models.parse(["--quick"])
-    assert usual.models == random_source.MODELS and len(random_source.MODELS) == 5
+    assert usual.models == random_model.MODELS and len(random_model.MODELS) == 6
     assert len({*usual.cases}) == len(usual.cases) > len(quick.cases)
     assert usual.cases[:2] == [model_cases.Case("tg"), model_cases.Case("tg", 1, 8192)]
     assert {c.batch for c in usual.cases if c.kind == "tg"} == {1, 2, 4, 8, 16, 32, 64, 128, 256}
     prompts = {(c.n_prompt, c.depth) for c in usual.cases if c.kind == "pp"}
     assert prompts == {(512, 0), (512, 8192), (2048, 0), (2048, 8192)}
     assert {c.batch for c in usual.cases if c.sampling == "default"} == {1, 64}
+    assert [c.batch for c in usual.cases if c.kind == "served"] == [256] and "served" not in {
+        c.kind for c in quick.cases
+    }
     assert {c.kind for c in usual.cases[-2:]} == {"kernels"}
     assert max(c.n_tokens(usual) for c in usual.cases) == 8192 + 2048 + 1
 
