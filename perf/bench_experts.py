@@ -1,5 +1,6 @@
 """Routers and experts beside a bf16 mixture in torch's grouped products (a part of kernels.py).
 
+Experts are timed with what their last launch does beside: the residual, and the norm of the next half of the layer.
 Routing is random. GB/s are those of the matrices of the experts that tokens go to. Calls take turns over copies of the
 stacks, and every call has other experts, so that none finds its matrices in a cache.
 """
@@ -16,13 +17,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench import Record, compare, empty_weight, guarded, half, rms, several, timed
-from timing import ROTATION_BYTES, Call, copies, first_line, random_rows
+from random_weights import random_rows
+from timing import ROTATION_BYTES, Call, copies, first_line
 from torch import Tensor
 
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import format_by_name
-from naiad.triton_kernels.activations import Units
+from naiad.triton_kernels.activations import Form, Units
 from naiad.triton_kernels.experts import Experts
+from naiad.triton_kernels.norms import NextNorm
 from naiad.triton_kernels.router import Router, Routing, route_reference
 from naiad.triton_kernels.weights import PackedWeight
 
@@ -66,6 +69,7 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 QUICK_TOKENS = (1, 8, 128)
 # From so many assignments per expert on, arithmetic is worth a figure.
 MANY = 16
+EPS = 1e-5
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -90,6 +94,16 @@ def random_routes(mixture: Mixture, n: int, device: torch.device, dtype: torch.d
     return x, ids.contiguous(), shares.contiguous()
 
 
+def next_norm(mixture: Mixture, device: torch.device) -> NextNorm:
+    return NextNorm(torch.ones(mixture.n_embd, device=device), EPS)
+
+
+def next_form(experts: Experts, n: int) -> Form:
+    """What the products of n tokens that follow read (Linear.form)."""
+    few = experts.table.matvec_rows if experts.int8 else experts.table.exact_rows
+    return "plain" if n > few or experts.batch_invariant else "int8" if experts.int8 else "spread"
+
+
 # ---- correctness -------------------------------------------------------------------------------------------------
 
 # The models' widths with fewer or narrower experts, so that their twins in float32 fit beside other processes'.
@@ -104,6 +118,8 @@ WAYS: dict[str, tuple[dict[str, Any], float]] = {
     "exact": ({"route": "exact"}, 1e-2),
     "batch-invariant": ({"batch_invariant": True}, 3e-2),
 }
+# What rounding to 8 bits costs.
+NORM_BOUND = 2e-2
 TINY = Case(Mixture("tiny", 4, 2, 64, 32, ("Q8_0", "Q8_0", "Q4_0")), (1, 5))
 
 
@@ -127,12 +143,13 @@ def check(item: Case, device: torch.device) -> Iterator[str]:
         residual = (torch.randn_like(expected) * rms(expected)).to(dtype)
         expected += residual
         for name, (options, bound) in WAYS.items():
-            found = check_experts(f"{what}, {name}", stacks, options, (*sent, residual), expected, bound)
+            found = check_experts(f"{what}, {name}", mixture, stacks, options, (*sent, residual), expected, bound)
             yield from guarded(f"{what}, {name}", found)
 
 
 def check_experts(
     what: str,
+    mixture: Mixture,
     stacks: Stacks,
     options: dict[str, Any],
     arguments: tuple[Tensor, ...],
@@ -140,10 +157,13 @@ def check_experts(
     bound: float,
 ) -> Iterator[str]:
     experts = Experts(*stacks, activation="silu", **options)
-    first = experts(*arguments)
-    yield from compare(what, first, expected, bound)
+    by, form = next_norm(mixture, expected.device), next_form(experts, len(expected))
+    stream, normed = experts.with_norm(*arguments, by, form)
+    assert normed is not None
+    yield from compare(what, stream, expected, bound)
+    yield from compare(f"{what}, norm", normed, F.rms_norm(stream.float(), (mixture.n_embd,), eps=EPS), NORM_BOUND)
     # Counters are zero again, and nothing depends on who finishes first.
-    if not torch.equal(experts(*arguments), first):
+    if not torch.equal(experts.with_norm(*arguments, by, form)[0], stream):
         yield f"{what}: a second call gives another result"
 
 
@@ -187,12 +207,14 @@ def prepare(item: Case, device: torch.device) -> None:
     pairs = zip(mixture.formats, mixture.shapes, strict=True)
     stacks = tuple(empty_weight(format_by_name(name), shape, device) for name, shape in pairs)
     router = Router(torch.zeros(mixture.n_experts, mixture.n_embd, device=device), mixture.routing)
+    by = next_norm(mixture, device)
     for n in item.tokens:
         sent = random_routes(mixture, n, device, dtype)
         for options in OURS.values():
             with suppress(Exception):  # what fails here fails again where it is timed
                 layer = Experts(*stacks, activation="silu", **options)
-                layer(*sent, torch.zeros_like(sent[0]), router.with_units(sent[0], layer.int8)[2])
+                units = router.with_units(sent[0], layer.int8)[2]
+                layer.with_norm(*sent, torch.zeros_like(sent[0]), by, next_form(layer, n), units)
 
 
 OURS: dict[str, dict[str, Any]] = {"int8": {}, "exact": {"route": "exact"}}
@@ -213,7 +235,7 @@ def time(case: Case, device: torch.device, limits: Mapping[str, Any]) -> Iterato
     layers = {
         name: [Experts(*group, activation="silu", **options) for group in groups] for name, options in OURS.items()
     }
-    routers = make_routers(mixture, device)
+    routers, by = make_routers(mixture, device), next_norm(mixture, device)
     dense = grouped_stacks(mixture, device)
     for n_tokens in case.tokens:
         sent = [random_routes(mixture, n_tokens, device, dtype) for _ in range(2 * n if n > 1 else 1)]
@@ -222,7 +244,11 @@ def time(case: Case, device: torch.device, limits: Mapping[str, Any]) -> Iterato
         given = [routers[0].with_units(arguments[0])[2] for arguments in sent]
         calls: dict[str, list[Call]] = {
             name: [
-                partial(own[i % n], *arguments, residual, given[i] if own[i % n].int8 else None)
+                partial(
+                    own[i % n].with_norm,
+                    *(*arguments, residual, by, next_form(own[i % n], n_tokens)),
+                    units=given[i] if own[i % n].int8 else None,
+                )
                 for i, arguments in enumerate(sent)
             ]
             for name, own in layers.items()

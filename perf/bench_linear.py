@@ -93,7 +93,7 @@ WAYS = ("int8", "int8, integer tiles", "int8, batch-invariant", "exact, float32"
 
 
 def ways(table: Tuning, half: torch.dtype, rows: tuple[int, ...]) -> tuple[Way, ...]:
-    integers = replace(table, tiles=tuple(replace(tile, int8=True) for tile in table.tiles))
+    integers = replace(table, tiles=tuple(replace(tile, int8=True) for tile in table.tiles), shared=None)
     workspace = replace(table, matvec_rows=0, workspace_rows=0)
     return (
         Way("int8", "int8", half, 2e-2, table, rows),

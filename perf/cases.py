@@ -14,7 +14,7 @@ from naiad.triton_kernels.decode import DECODERS
 from naiad.triton_kernels.matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from naiad.triton_kernels.matvec import matvec_glu_kernel, matvec_kernel
 from naiad.triton_kernels.rows import rows_kernel
-from naiad.triton_kernels.tuning import Tile, isa, tuning, warp_size
+from naiad.triton_kernels.tuning import SharedTile, Tile, isa, tuning, warp_size
 
 # The formats whose every tile and batch is compiled. Of the others one kernel of a kind: for the targets of the quick
 # run all of them, for the rest those that compile fast.
@@ -71,6 +71,9 @@ def linear_cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]
         tiles = tuning(target).tiles if thorough else tuning(target).tiles[-1:]
         for tile in tiles if slow_ones else ():
             yield _matmul_case(target, fmt, tile, "exact")
+        shared = tuning(target).shared
+        if shared is not None:
+            yield _matmul_case(target, fmt, shared, "exact")
         if thorough:
             yield _matmul_case(target, fmt, tiles[0], "int8")
     yield _mixed_case(target)
@@ -104,16 +107,17 @@ def _matvec_cases(target: str, fmt: Format, route: str, thorough: bool) -> Itera
             )
 
 
-def _matmul_case(target: str, fmt: Format, tile: Tile, route: str) -> Case:
-    splits = 4 if tile.split else 1
+def _matmul_case(target: str, fmt: Format, tile: Tile | SharedTile, route: str) -> Case:
+    shared = isinstance(tile, SharedTile)
+    splits = 4 if isinstance(tile, SharedTile) or tile.split else 1
     return Case(
         target,
-        f"matmul {route} {fmt.name} {tile.bn}x{tile.bm}",
+        f"matmul {'shared' if shared else route} {fmt.name} {tile.bn}x{tile.bm}",
         "matmul_kernel",
         (
             *(("x", "*i32" if route == "int8" else "*bf16"), ("y", "*fp32" if splits > 1 else "*bf16")),
             *(("D0", DECODERS[fmt.id]), ("D1", None), ("D2", None), ("w1", None), ("w2", None)),
-            *(("bias", None), ("residual", None), ("INT8", route == "int8"), ("EVEN", True)),
+            *(("bias", None), ("residual", None), ("INT8", route == "int8"), ("EVEN", True), ("SHARED", shared)),
             *(("BN", tile.bn), ("BM", tile.bm), ("SPLITS", splits), ("ISA", isa(target)), ("STAGES", tile.stages)),
         ),
         tile.warps,

@@ -265,6 +265,7 @@ TABLES = (
     ("matvec, 8-bit activations, one row: instructions per weight · registers", "matvec int8 {} x1"),
     ("matvec, exact, one row: instructions per weight · registers", "matvec exact {} x1"),
     ("matmul, exact, the largest tile: instructions per weight · registers · KiB of shared memory", "matmul exact {} "),
+    ("matmul, through shared memory, up to 64 rows: the same", "matmul shared {} "),
 )
 
 
@@ -282,12 +283,14 @@ def tables(summary: Results) -> str:
     names = [fmt.name for fmt in formats.FORMATS if fmt.id in DECODERS]
     blocks = []
     for title, case in TABLES:
+        kind = case.partition("{")[0]
+        shown = {target: found for target, found in summary.items() if any(key.startswith(kind) for key in found)}
         rows = [
-            f"| {name} | {' | '.join(_cell(found, case.format(name)) for found in summary.values())} |"
+            f"| {name} | {' | '.join(_cell(found, case.format(name)) for found in shown.values())} |"
             for name in names
-            if any(key.startswith(case.format(name)) for found in summary.values() for key in found)
+            if any(key.startswith(case.format(name)) for found in shown.values() for key in found)
         ]
-        blocks.append("\n".join((_head(title, summary), *rows)))
+        blocks.append("\n".join((_head(title, shown), *rows)))
     others = dict.fromkeys(name for found in summary.values() for name in found if name.startswith(OTHERS))
     rows = [f"| {name} | {' | '.join(_resources(found.get(name)) for found in summary.values())} |" for name in others]
     return "\n\n".join((*blocks, "\n".join((_head(OTHERS_TITLE, summary), *rows))))

@@ -15,10 +15,11 @@ from naiad.triton_kernels.attention import MAX_REGISTERS, PARTS, attention_tile,
 from naiad.triton_kernels.attention_decode import attention_decode_kernel
 from naiad.triton_kernels.attention_prefill import attention_prefill_kernel
 from naiad.triton_kernels.decode import DECODERS
-from naiad.triton_kernels.experts import GLU_ROWS_PER_WARP
+from naiad.triton_kernels.experts import GLU_ROWS_PER_WARP, GROUPS_PER_WARP
 from naiad.triton_kernels.gates import glu_kernel
 from naiad.triton_kernels.grouped import (
     combine_kernel,
+    combine_norm_kernel,
     expert_down_kernel,
     expert_glu_kernel,
     grouped_down_kernel,
@@ -34,7 +35,7 @@ from naiad.triton_kernels.tuning import isa, tuning, warp_size
 LAYER_KERNELS = (
     *(attention_prefill_kernel, attention_decode_kernel, norm_kernel, rope_kernel, glu_kernel),
     *(matvec_norm_kernel, matvec_glu_units_kernel, router_kernel, select_kernel, expert_glu_kernel),
-    *(expert_down_kernel, sort_kernel, grouped_glu_kernel, grouped_down_kernel, combine_kernel),
+    *(expert_down_kernel, sort_kernel, grouped_glu_kernel, grouped_down_kernel, combine_kernel, combine_norm_kernel),
 )
 
 # Heads, kv heads, and their sizes in keys and values, of models with the cache in bf16.
@@ -170,7 +171,7 @@ def _routing_cases(target: str) -> Iterator[Case]:
 
 
 def _expert_cases(target: str, first: Format, last: Format) -> Iterator[Case]:
-    """Few tokens with 8-bit activations, and many on tensor cores; 128 experts."""
+    """Few tokens with 8-bit activations, and many on tensor cores; 128 experts; rows of 4096 numbers to norm."""
     table = tuning(target)
     rows, lanes = table.vector.rows, warp_size(target) * table.vector.warps
     d_first, d_last, name = DECODERS[first.id], DECODERS[last.id], f"{first.name}/{last.name}"
@@ -179,10 +180,15 @@ def _expert_cases(target: str, first: Format, last: Format) -> Iterator[Case]:
     glu = {"D_GATE": d_first, "D_UP": d_first, "ACTIVATION": "silu"}
     few_glu = {**common, **glu, "hidden": "*i32", "x": "*i32", "INT8": True, "HIDDEN_INT8": True, "R": max(32, rows)}
     yield Case(target, f"expert glu {name}", "expert_glu_kernel", tuple(few_glu.items()), table.vector.warps)
+    norm = {
+        **{"stream": None, "out": "*i32", "weight": "*fp32", "norm_bias": None, "eps": "fp32", "post_weight": None},
+        **{"post_eps": "fp32", "LAYER": False, "FORM": "int8", "GROUPS": 128},
+    }
     few_down = {
         **common,
+        **norm,
         **{"products": "*fp32", "counters": "*i32", "hidden": "*i32", "shares": "*fp32", "down": "*i32"},
-        **{"DECODE": d_last, "INT8": True, "SPLIT": True, "R": rows},
+        **{"DECODE": d_last, "INT8": True, "SPLIT": True, "R": rows, "arrived": "*i32"},
     }
     yield Case(target, f"expert down {name}", "expert_down_kernel", tuple(few_down.items()), table.vector.warps)
     places = {"order": "*i32", "starts": "*i32", "EVEN": True, "E2": 128, "INT8": False}
@@ -197,8 +203,12 @@ def _expert_cases(target: str, first: Format, last: Format) -> Iterator[Case]:
     if first is formats.Q4_K:
         sort = {"order": "*i32", "starts": "*i32", "BLOCK": 2048}
         yield Case(target, "sort", "sort_kernel", tuple(sort.items()), 4)
-        combine = {**biases, "products": "*fp32", "shares": "*fp32", "BLOCK": 1024}
+        summed = {**biases, "products": "*fp32", "shares": "*fp32"}
+        combine = {**summed, "BLOCK": 1024}
         yield Case(target, "combine", "combine_kernel", tuple(combine.items()), 4)
+        combine = {**summed, **norm, "stream": "*bf16"}
+        warps = norm["GROUPS"] // GROUPS_PER_WARP
+        yield Case(target, "combine norm", "combine_norm_kernel", tuple(combine.items()), warps)
 
 
 def _planes(kind: str) -> dict[str, str | None]:

@@ -25,7 +25,7 @@ from tune_attention import tune_attention
 
 from naiad.quant.formats import format_by_name
 from naiad.triton_kernels.linear import Linear, Route
-from naiad.triton_kernels.tuning import TABLE, Tile, Tuning, Vector, arch_of, to_json, tuning
+from naiad.triton_kernels.tuning import TABLE, SharedTile, Tile, Tuning, Vector, arch_of, to_json, tuning
 from naiad.triton_kernels.weights import PackedWeight
 
 PARTS = ("attention", "linear")
@@ -47,6 +47,10 @@ BUCKETS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     64: ((16, 32, 64), (64,)),
     0: ((64, 128, 256), (128, 512)),
 }
+# Rows of W, rows of x, warps; stages; and the row counts that decide from where on such a tile is taken.
+SHARED: tuple[tuple[int, int, int], ...] = ((256, 64, 4),)
+SHARED_STAGES: tuple[int, ...] = (1, 2, 3)
+SHARED_COUNTS: tuple[int, ...] = (2, 8, 16, 24, 32, 48, 64)
 INVARIANT: tuple[tuple[int, ...], tuple[int, ...]] = ((16, 32, 64), (1, 16, 256))
 MATVEC_COUNTS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 WORKSPACE_COUNTS: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -131,7 +135,7 @@ def crossover(bench: LinearBench, few: Tuning, many: Tuning, counts: Sequence[in
 
 
 def only_matmul(table: Tuning, tiles: tuple[Tile, ...]) -> Tuning:
-    return replace(table, matvec_rows=0, exact_rows=0, workspace_rows=NEVER, tiles=tiles)
+    return replace(table, matvec_rows=0, exact_rows=0, workspace_rows=NEVER, tiles=tiles, shared=None)
 
 
 def tiles(max_rows: int, bms: Sequence[int], split: bool, int8: Sequence[bool]) -> Iterator[Tile]:
@@ -171,6 +175,33 @@ def tune_tile(bench: LinearBench, table: Tuning, max_rows: int, bms: Sequence[in
     return replace(tile, max_rows=max_rows)
 
 
+def tune_shared(bench: LinearBench, table: Tuning) -> SharedTile | None:
+    """The best of the tiles that go through shared memory, with the least rows for which it beats the others; None
+    where it never does."""
+    without = only_matmul(table, table.tiles)
+    candidates = [
+        Candidate(f"bn {bn} bm {bm} warps {warps} stages {n}", replace(without, shared=SharedTile(1, bn, bm, warps, n)))
+        for (bn, bm, warps), n in product(SHARED, SHARED_STAGES)
+    ]
+    try:
+        shared = choose(bench, "through shared memory", candidates, (32, 64)).table.shared
+    except RuntimeError as none_runs:
+        print(none_runs)
+        return None
+    assert shared is not None
+    print("time through shared memory / time of the other tiles")
+    best, other = Candidate("shared", replace(without, shared=shared)), Candidate("others", without)
+    least = None
+    for rows in reversed([n for n in SHARED_COUNTS if n <= shared.bm]):
+        times = [bench.times([best, other], case, rows) for case in bench.cases]
+        ratio = mean([t[best] / t[other] if {best, other} <= t.keys() else NEVER for t in times])
+        print(f"  {rows:5} rows: {ratio:.3f}")
+        if ratio > 1:
+            break
+        least = rows
+    return replace(shared, min_rows=least) if least is not None else None
+
+
 def tune_invariant(bench: LinearBench, table: Tuning) -> Tile:
     bms, rows = INVARIANT
     candidates = [
@@ -183,8 +214,9 @@ def tune_linear(bench: LinearBench, table: Tuning) -> Tuning:
     """The table with all that concerns linear layers as it is best on bench's device."""
     table = replace(table, vector=tune_vector(bench, table))
     table = replace(table, tiles=tuple(tune_tile(bench, table, most, *bucket) for most, bucket in BUCKETS.items()))
+    table = replace(table, shared=tune_shared(bench, table))
     table = replace(table, invariant=tune_invariant(bench, table))
-    matmul = only_matmul(table, table.tiles)
+    matmul = replace(only_matmul(table, table.tiles), shared=table.shared)
     print("time of matvec / time of matmul")
     n = crossover(bench, replace(table, matvec_rows=NEVER), matmul, MATVEC_COUNTS)
     table = replace(table, matvec_rows=MATVEC_COUNTS[n - 1] if n else 0)

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from bench import dequantized
 from kernel_cases import DEVICE, INT8_TOLERANCE, ON_GPU, TOLERANCE, error
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import Format
 from naiad.triton_kernels import experts as experts_module
 from naiad.triton_kernels import router as router_module
-from naiad.triton_kernels.activations import quantize
+from naiad.triton_kernels.activations import Form, Units, quantize
 from naiad.triton_kernels.experts import Experts
+from naiad.triton_kernels.norms import NextNorm, norm
 from naiad.triton_kernels.router import Gating, Router, Routing, route_reference, select_kernel
 from naiad.triton_kernels.tuning import Tile, Vector, arch_of, tuning
 from naiad.triton_kernels.weights import PackedWeight
@@ -174,6 +176,7 @@ TABLE = replace(tuning(arch_of(DEVICE)), invariant=TILE)
 FAT = TABLE if DEVICE.type == "cuda" else replace(TABLE, vector=Vector(256, 8, 4))
 TABLES = {
     "few": replace(FAT, matvec_rows=64, exact_rows=64),
+    "blocks": replace(FAT, matvec_rows=64, exact_rows=64, vector=replace(FAT.vector, rows=64)),
     "many": replace(FAT, matvec_rows=0, exact_rows=0, tiles=(TILE,)),
     "many int8": replace(FAT, matvec_rows=0, tiles=(replace(TILE, int8=True),)),
 }
@@ -302,6 +305,89 @@ def test_many_tokens_in_integers() -> None:
     assert TOLERANCE[torch.float32] < error(found, mixture.expected(*arguments)) < 2 * INT8_TOLERANCE
 
 
+# ---- the norm that follows ----
+
+
+def some_norm(width: int, *, layer: bool = False, bias: bool = False, post: bool = False) -> NextNorm:
+    weights = [torch.randn(width, device=DEVICE) if wanted else None for wanted in (True, bias, post)]
+    return NextNorm(weights[0], 1e-5, weights[1], layer, weights[2], 1e-3)
+
+
+def in_two_launches(
+    layer: Experts, arguments: tuple[Tensor, ...], residual: Tensor | None, by: NextNorm, form: Form
+) -> tuple[Tensor, Tensor | Units | None]:
+    if by.post_weight is None:
+        return norm(layer(*arguments, residual), by, form=form)
+    return norm(layer(*arguments), by, residual, form)
+
+
+def check_normed(found: Any, expected: Any, bound: float, exactly: bool) -> None:
+    """The stream and what was normed."""
+    for a, b in zip(found, expected, strict=True):
+        mine, others = (dequantized(given) if isinstance(given, Units) else given for given in (a, b))
+        assert mine.dtype == others.dtype and error(mine, others) < bound
+        if exactly:
+            assert all(torch.equal(x, y) for x, y in ((mine, others), (getattr(a, "data", a), getattr(b, "data", b))))
+
+
+@pytest.mark.parametrize("table", ["blocks", "many"])
+@pytest.mark.parametrize(
+    ("ids", "dtype", "form", "residual", "options"),
+    [
+        ([[N_EXPERTS, 2]], torch.bfloat16, "int8", True, {}),
+        ([[-1, 0]], torch.float16, "spread", False, {"post": True}),
+        ([[2, 5], [0, 0]], torch.float32, "plain", True, {"layer": True, "bias": True, "post": True}),
+        ([[3], [4]], torch.float16, "plain", False, {"layer": True}),
+    ],
+    ids=["int8", "post", "all", "LayerNorm"],
+)
+def test_the_last_launch_norms(
+    ids: list[list[int]],
+    dtype: torch.dtype,
+    form: Form,
+    residual: bool,
+    options: dict[str, bool],
+    table: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As two launches would do it, experts side by side or one after the other; two blocks of outputs each."""
+    mixture, by, arguments = Mixture.random(F16, 24, 72, biased=True), some_norm(72, **options), sent(ids, 72, dtype)
+    added = torch.randn(len(ids), 72).to(dtype).to(DEVICE) if residual else None
+    expected = in_two_launches(mixture.layer(table), arguments, added, by, form)
+    monkeypatch.setattr(experts_module, "norm", None)
+    for warps in (experts_module.WARPS, 0)[table == "many" or len(ids[0]) == 1 :]:
+        monkeypatch.setattr(experts_module, "WARPS", warps)
+        layer = mixture.layer(table)
+        found = layer.with_norm(*arguments, added, by, form)
+        assert not layer._counters.any() and not layer._arrived.any()
+        bound = 3 * INT8_TOLERANCE if form == "int8" else TOLERANCE[dtype]
+        check_normed(found, expected, bound, exactly=DEVICE.type == "cpu")
+
+
+@pytest.mark.parametrize("table", ["few", "many"])
+@pytest.mark.parametrize("post", [False, True])
+def test_a_norm_in_a_launch_of_its_own(post: bool, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that no program can hold; a post norm, or none at all, where nothing follows."""
+    layer, arguments, by = Mixture.random(F16, 16, 72).layer(table), sent([[1, 2]], 72), some_norm(72, post=post)
+    residual = torch.randn(1, 72, device=DEVICE)
+    expected = in_two_launches(layer, arguments, residual, by, "plain")
+    for limit in ("MAX_NORM_WIDTH", "MAX_BLOCK"):
+        monkeypatch.setattr(experts_module, limit, 127)
+    assert not layer._can_norm(2, "plain")
+    check_normed(layer.with_norm(*arguments, residual, by, "plain"), expected, TOLERANCE[torch.float32], exactly=True)
+    last = replace(by, weight=None)
+    stream, normed = layer.with_norm(*arguments, residual, last, "plain")
+    assert normed is None and error(stream, expected[0]) < TOLERANCE[torch.float32]
+
+
+def test_a_norm_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a norm of 20 values, found one of 21"):
+        Mixture.random(F16, 16, 20).layer("few").with_norm(*sent([[1]], 20), None, some_norm(21), "plain")
+
+
+# ---- in other places ----
+
+
 def test_a_shared_expert_is_a_stack_of_one() -> None:
     """The gate that Qwen2-MoE gives it is the share that a router of one expert finds."""
     mixture = Mixture.random((formats.Q8_0,) * 3, 32, 64)
@@ -337,7 +423,10 @@ def test_assignments_are_sorted_by_expert() -> None:
 def test_no_tokens() -> None:
     layer = Mixture.random(F16, 16, 20).layer("few")
     x, ids, shares = torch.zeros(0, 20), torch.zeros(0, 2, dtype=torch.int32), torch.zeros(0, 2)
-    assert layer(x.to(DEVICE), ids.to(DEVICE), shares.to(DEVICE)).shape == (0, 20)
+    arguments = x.to(DEVICE), ids.to(DEVICE), shares.to(DEVICE)
+    assert layer(*arguments).shape == (0, 20)
+    stream, normed = layer.with_norm(*arguments, x.to(DEVICE), some_norm(20), "int8")
+    assert isinstance(normed, Units) and stream.shape == (0, 20) and len(normed) == 0
 
 
 def test_kernels_by_the_number_of_assignments() -> None:

@@ -29,7 +29,7 @@ from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import Format
 from naiad.triton_kernels.activations import INT8_SCALES, INT8_SUMS, quantize, quantize_reference
 from naiad.triton_kernels.linear import Linear, vector_lanes
-from naiad.triton_kernels.tuning import Tile, Vector, arch_of, tuning
+from naiad.triton_kernels.tuning import SharedTile, Tile, Vector, arch_of, tuning
 from naiad.triton_kernels.weights import PackedWeight
 
 pytestmark = [
@@ -45,8 +45,9 @@ TILE = Tile(max_rows=0, bn=32, bm=16, warps=4, stages=1, split=False, int8=False
 # Every kernel, whatever the number of rows: the table that leads to it.
 KERNELS = {
     "matvec": replace(TABLE, matvec_rows=64, exact_rows=64),
-    "matmul": replace(TABLE, matvec_rows=0, exact_rows=0, tiles=(TILE,), workspace_rows=1000),
-    "matmul int8": replace(TABLE, matvec_rows=0, tiles=(replace(TILE, int8=True),), workspace_rows=1000),
+    "matmul": replace(TABLE, matvec_rows=0, exact_rows=0, tiles=(TILE,), shared=None, workspace_rows=1000),
+    "matmul shared": replace(TABLE, matvec_rows=0, exact_rows=0, shared=SharedTile(1, 32, 64, 4, 1)),
+    "matmul int8": replace(TABLE, matvec_rows=0, tiles=(replace(TILE, int8=True),), shared=None, workspace_rows=1000),
     "workspace": replace(TABLE, matvec_rows=0, exact_rows=0, workspace_rows=1),
 }
 
@@ -118,6 +119,18 @@ def test_exact_matmul(fmt: Format, dtype: torch.dtype) -> None:
     weight, twin = random_weight(fmt, N_OUT, odd_width(fmt))
     x = rows_of(19, odd_width(fmt), dtype)
     assert error(Linear([weight], route="exact", table=KERNELS["matmul"])(x), product(x, twin)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("fmt", KERNEL_FORMATS, ids=ids)
+def test_shared_matmul(fmt: Format) -> None:
+    """Numbers rounded to 16 bits, made of bytes in one step, for every format; rows past the last are not read."""
+    weight, twin = random_weight(fmt, N_OUT, odd_width(fmt))
+    x = rows_of(19, odd_width(fmt), torch.float16)
+    layer = Linear([weight], route="int8", table=KERNELS["matmul shared"])
+    if fmt is not formats.F32:
+        assert isinstance(layer._tile(x), SharedTile)
+    assert error(layer(x), product(x, twin)) < TOLERANCE[x.dtype]
+    assert isinstance(layer._tile(rows_of(65, 1, x.dtype)), Tile) and isinstance(layer._tile(x.float()), Tile)
 
 
 @pytest.mark.parametrize("fmt", [formats.Q2_K, formats.Q4_K, formats.Q6_K, formats.Q8_0, formats.IQ4_NL], ids=ids)
@@ -230,6 +243,27 @@ def test_split_k_adds_in_order(activation: str | None, monkeypatch: pytest.Monke
     found = layer(x)
     assert error(found, expected) < 2 * TOLERANCE[x.dtype]
     assert torch.equal(found, layer(x))
+
+
+@pytest.mark.parametrize("n_programs", [1, 100])
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_shared_tiles_of_several_matrices(
+    activation: str | None, n_programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether K is divided or not; a gated pair is joined by the kernel that adds."""
+    monkeypatch.setattr("naiad.triton_kernels.linear.multiprocessors", lambda device: n_programs)
+    (a, a_twin), (b, b_twin) = random_weight(formats.Q4_K, 40, 768), random_weight(formats.Q6_K, 40, 768)
+    bias = torch.randn(80, device=DEVICE)
+    x = rows_of(5, 768, torch.float16)
+    residual = None if activation else rows_of(5, 80, torch.float16)
+    layer = Linear([a, b], bias=bias, activation=activation, table=KERNELS["matmul shared"])  # type: ignore[arg-type]
+    assert layer._splits(5, layer._tile(x)) == (2 if n_programs > 1 else 1)
+    first = product(x, a_twin) + bias[:40].cpu()
+    second = product(x, b_twin) + bias[40:].cpu()
+    expected = torch.nn.functional.silu(first) * second if activation else torch.cat([first, second], 1)
+    if residual is not None:
+        expected += residual.cpu()
+    assert error(layer(x, residual), expected) < 2 * TOLERANCE[x.dtype]
 
 
 def test_batch_invariant_rows_do_not_depend_on_their_neighbours() -> None:

@@ -47,7 +47,7 @@ TILE = Tile(max_rows=0, bn=32, bm=16, warps=4, stages=1, split=False, int8=False
 # Fat programs: of a few outputs one, or several.
 MATVEC = replace(TABLE, vector=Vector(rows=256, warps=8, batch=2), matvec_rows=64, exact_rows=64)
 SEVERAL = replace(MATVEC, vector=Vector(rows=64, warps=2, batch=2))
-MATMUL = replace(TABLE, matvec_rows=0, exact_rows=0, tiles=(TILE,), workspace_rows=1000)
+MATMUL = replace(TABLE, matvec_rows=0, exact_rows=0, tiles=(TILE,), shared=None, workspace_rows=1000)
 WORKSPACE = replace(TABLE, matvec_rows=0, exact_rows=0, workspace_rows=1)
 
 

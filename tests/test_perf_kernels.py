@@ -25,7 +25,7 @@ from naiad.quant import codebooks
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import format_by_name
 from naiad.triton_kernels.decode import DECODERS
-from naiad.triton_kernels.tuning import TABLE, Tile, Tuning, Vector, from_json, tuning
+from naiad.triton_kernels.tuning import TABLE, SharedTile, Tile, Tuning, Vector, from_json, tuning
 from naiad.triton_kernels.weights import PackedWeight
 
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs kernels on CPU tensors")
@@ -272,6 +272,8 @@ def model_time(candidate: Candidate, rows: int) -> float:
         return rows + 0.1 * (vector.rows != 64) + 0.1 * (vector.warps != 2) + (0.01 * (vector.batch != 2) * rows)
     if rows >= table.workspace_rows:
         return 100 + 0.1 * rows
+    if table.shared is not None and table.shared.min_rows <= rows <= table.shared.bm:
+        return 10 + 0.2 * rows + abs(table.shared.stages - 2)
     tile = table.tile(rows)
     bucket = next(most for most in FASTEST_TILE if not most or rows <= most)
     penalty = ((tile.bn, tile.bm) != FASTEST_TILE[bucket]) + tile.int8 + 0.1 * (tile.warps + tile.stages)
@@ -302,6 +304,7 @@ def test_the_fastest_is_chosen(bench: tune.LinearBench, tmp_path: Path) -> None:
     assert [(tile.max_rows, tile.bn, tile.bm) for tile in entry.tiles] == [(m, *t) for m, t in FASTEST_TILE.items()]
     assert all((tile.warps, tile.stages, tile.int8) == (4, 1, False) for tile in entry.tiles[:3])
     assert [tile.split for tile in entry.tiles] == [True, True, False, False]
+    assert entry.shared == SharedTile(24, 256, 64, 4, 2)
     assert entry.invariant == Tile(0, 64, 32, 4, 1, False, False)
     assert (entry.matvec_rows, entry.exact_rows, entry.workspace_rows) == (10, 2, 256)
 

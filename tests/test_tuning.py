@@ -1,6 +1,7 @@
 """The table of kernels and tiles: complete, and found for every card of a known family."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,20 @@ def test_devices_without_triton_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tuning.triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match=r"run on CUDA and ROCm devices.*found cpu"):
         tuning.arch_of(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("version", "known"), [("3.6.0", False), ("3.9.0", True), ("3.10.1+git1a", True), ("4.0", True)]
+)
+def test_old_releases_have_no_right_code_for_sm_100(version: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(major=10, minor=0, name="NVIDIA B200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(tuning.triton, "__version__", version)
+    if known:
+        assert tuning.arch_of(torch.device("cuda")) == "sm_100"
+    else:
+        with pytest.raises(ValueError, match=r"NVIDIA B200 needs Triton 3\.9 or later, found 3\.6\.0"):
+            tuning.arch_of(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Mixtures of experts over packed weights: which kernels for how many tokens (grouped.py has the kernels).
 
-An `Experts` is made once, when a model is loaded, and checked then. A call launches three or four kernels; their number
-and size depend on the number of tokens only, never on where the tokens go, so that a CUDA graph can hold them.
+An `Experts` is made once, when a model is loaded, and checked then. A call launches a few kernels; their number and
+size depend on the number of tokens only, never on where the tokens go, so that a CUDA graph can hold them. The last of
+them also norms the result for the next half of the layer (`with_norm`), where a program can hold a row.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,17 +15,19 @@ from torch import Tensor
 from ..quant import formats
 from ..quant.floats import FLOAT_DTYPES
 from . import codebooks
-from .activations import FLOATS, INT8_VECTORS, empty_units, quantize, spread
+from .activations import FLOATS, INT8_VECTORS, Form, Units, empty_form, empty_units, in_form, quantize, spread
 from .decode import DECODERS
 from .grouped import (
     combine_kernel,
+    combine_norm_kernel,
     expert_down_kernel,
     expert_glu_kernel,
     grouped_down_kernel,
     grouped_glu_kernel,
     sort_kernel,
 )
-from .linear import Activation, Route, vector_lanes
+from .linear import MAX_NORM_PER_LANE, MAX_NORM_WIDTH, Activation, Route, vector_lanes
+from .norms import MAX_BLOCK, NextNorm, norm, row_groups
 from .packing import UNIT, units
 from .tuning import Tile, Tuning, arch_of, isa, multiprocessors, tuning, warp_size
 from .weights import PackedWeight
@@ -39,6 +42,33 @@ WARPS = 8
 GROUP = 32
 # Rows of a tile per warp at most, where gate and up are multiplied together: the sums of both lie in its registers.
 GLU_ROWS_PER_WARP = 16
+# Groups of 32 values per warp, and warps at most, where a program adds up and norms a token's whole row.
+GROUPS_PER_WARP = 8
+NORM_WARPS = 16
+
+
+NO_NORM = NextNorm(None, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """Where a call adds up its products, and how the sum is normed. out: None where there is no norm."""
+
+    stream: Tensor
+    residual: Tensor | None
+    out: Tensor | None = None
+    by: NextNorm = NO_NORM
+    form: Form = "plain"
+
+    @property
+    def norm(self) -> tuple[Any, ...]:
+        by = self.by
+        return self.out, by.weight, by.bias, by.eps, by.post_weight, by.post_eps
+
+    @property
+    def norm_options(self) -> dict[str, Any]:
+        groups = row_groups(self.stream.shape[1], self.form)
+        return {"LAYER": self.by.layer, "FORM": self.form, "GROUPS": groups, "enable_fp_fusion": True}
 
 
 class Experts:
@@ -92,7 +122,9 @@ class Experts:
         self._glu_lanes = vector_lanes(wide, self.warp_size, self.n_units)
         self._down_lanes = vector_lanes(self.table, self.warp_size, self.hidden_units)
         self._split_programs = WARPS * multiprocessors(self.device) * self.warp_size // self._down_lanes
+        # How many programs have stored their part: of a block of outputs, and of a token. Zero between launches.
         self._counters = torch.zeros(self._split_programs, dtype=torch.int32, device=self.device)
+        self._arrived = torch.zeros(self._few, dtype=torch.int32, device=self.device)
 
     def __call__(
         self, x: Tensor, ids: Tensor, shares: Tensor, residual: Tensor | None = None, units: Tensor | None = None
@@ -108,11 +140,37 @@ class Experts:
         y = torch.empty(len(x), self.n_embd, dtype=x.dtype, device=self.device)
         if ids.numel() == 0:
             return y if residual is None else y.copy_(residual)
-        if ids.numel() <= self._few:
-            self._one_by_one(y, x, ids, shares, residual, units)
-        else:
-            self._sorted(y, x, ids, shares, residual, units)
+        self._launch(_Results(y, residual), x, ids, shares, units)
         return y
+
+    def with_norm(
+        self,
+        x: Tensor,
+        ids: Tensor,
+        shares: Tensor,
+        residual: Tensor | None,
+        following: NextNorm,
+        form: Form,
+        units: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | Units | None]:
+        """The stream after the experts, [n, n_embd], and its norm in a form that the next layer reads (norms.norm): no
+        launch more than a call for rows that a program can hold. Other arguments as a call has them."""
+        if following.weight is None or not self._can_norm(ids.numel(), form):
+            if following.post_weight is None:
+                return norm(self(x, ids, shares, residual, units), following, form=form)
+            return norm(self(x, ids, shares, units=units), following, residual, form)
+        if following.width != self.n_embd:
+            raise ValueError(f"expected a norm of {self.n_embd} values, found one of {following.width}")
+        self._check_call(x, ids, shares, residual, units)
+        stream = torch.empty(len(x), self.n_embd, dtype=x.dtype, device=self.device)
+        out = empty_form(len(x), self.n_embd, form, x.dtype, self.device)
+        self._launch(_Results(stream, residual, out, following, form), x, ids, shares, units)
+        return stream, in_form(out, self.n_embd, form, x.dtype)
+
+    def _can_norm(self, n_assignments: int, form: Form) -> bool:
+        few = min(MAX_NORM_WIDTH, MAX_NORM_PER_LANE * self._down_lanes)
+        width = few if n_assignments <= self._few else MAX_BLOCK
+        return n_assignments > 0 and 32 * row_groups(self.n_embd, form) <= width
 
     def _check_call(
         self, x: Tensor, ids: Tensor, shares: Tensor, residual: Tensor | None, units: Tensor | None
@@ -138,9 +196,13 @@ class Experts:
 
     # ---- the kernels --------------------------------------------------------------------------------------------
 
-    def _one_by_one(
-        self, y: Tensor, x: Tensor, ids: Tensor, shares: Tensor, residual: Tensor | None, units: Tensor | None
-    ) -> None:
+    def _launch(self, to: _Results, x: Tensor, ids: Tensor, shares: Tensor, units: Tensor | None) -> None:
+        if ids.numel() <= self._few:
+            self._one_by_one(to, x, ids, shares, units)
+        else:
+            self._sorted(to, x, ids, shares, units)
+
+    def _one_by_one(self, to: _Results, x: Tensor, ids: Tensor, shares: Tensor, units: Tensor | None) -> None:
         n, n_used = ids.shape
         operand = units if units is not None and self.int8 else quantize(x) if self.int8 else spread(x)
         hidden = empty_units(n * n_used, self.n_ff, self.hidden_int8, self.device)
@@ -158,28 +220,34 @@ class Experts:
         products = None
         if split:
             products = torch.empty(n * n_used, self.n_embd, dtype=torch.float32, device=self.device)
+        # With a norm of its own, the sum becomes part of the stream only after it.
+        y, stream = to.stream, None
+        if to.by.post_weight is not None:
+            y, stream = torch.empty_like(to.stream), to.stream
         expert_down_kernel[n, blocks, n_used if split else 1](
-            *(y, products, self._counters, hidden, self._lut, ids, shares, residual),
+            *(y, products, self._counters, hidden, self._lut, ids, shares, to.residual),
             *(self.down.words, self.down_bias, _vectors(self.down)),
             *(self.n_experts, self.n_embd, n * n_used, self.hidden_units, n_used),
-            **{"DECODE": DECODERS[self.down.format.id], "INT8": self.hidden_int8, "SPLIT": split},
+            *(self._arrived, stream, *to.norm),
+            **{"DECODE": DECODERS[self.down.format.id], "INT8": self.hidden_int8, "SPLIT": split, "ISA": self.isa},
             **{"R": self._down_rows, "LANES": self._down_lanes, "num_warps": self._down_lanes // self.warp_size},
-            **options,
+            **to.norm_options,
         )
 
-    def _sorted(
-        self, y: Tensor, x: Tensor, ids: Tensor, shares: Tensor, residual: Tensor | None, units: Tensor | None
-    ) -> None:
+    def _sorted(self, to: _Results, x: Tensor, ids: Tensor, shares: Tensor, units: Tensor | None) -> None:
         n, n_used = ids.shape
         tile = self._tile(n * n_used)
         places = self._sort(ids)
         hidden = self._glu_of_sorted(x, units, places, tile, n_used)
         products = self._down_of_sorted(hidden, places, tile)
-        block = min(1024, triton.next_power_of_2(self.n_embd))
-        combine_kernel[n, triton.cdiv(self.n_embd, block)](
-            *(y, products, ids, shares, residual, self.down_bias, self.n_experts, self.n_embd, n_used),
-            **{"BLOCK": block, "num_warps": 4, "enable_fp_fusion": True},
-        )
+        summed = to.stream, products, ids, shares, to.residual, self.down_bias, self.n_experts, self.n_embd, n_used
+        if to.out is None:
+            block = min(1024, triton.next_power_of_2(self.n_embd))
+            combine_kernel[n, triton.cdiv(self.n_embd, block)](*summed, BLOCK=block, num_warps=4, enable_fp_fusion=True)
+        else:
+            options = to.norm_options
+            warps = min(NORM_WARPS, max(1, options["GROUPS"] // GROUPS_PER_WARP))
+            combine_norm_kernel[n,](*summed, *to.norm, num_warps=warps, **options)
 
     def _glu_of_sorted(
         self, x: Tensor, units: Tensor | None, places: tuple[Tensor, Tensor], tile: Tile, n_used: int

@@ -5,7 +5,8 @@ multiplied one by one, as matvec.py does it. Many are sorted by expert, so that 
 expert; an expert's assignments are filled up to whole tiles. How many tiles that makes only the device knows: programs
 are launched for as many as there can be, and those past the end do nothing.
 
-Nothing depends on who finished first: the products of a token are added in the order of its experts.
+Nothing depends on who finished first: the products of a token are added in the order of its experts. The norm that the
+next half of the layer begins with is computed by the last of a token's programs.
 
 ids and shares: [n, n_used], int32 and float32. An id that names no expert counts as the nearest that does. A stack: its
 packed words, an expert's `vectors` vectors of four words after those of the one before. Biases: a row per expert.
@@ -19,6 +20,7 @@ from .arrival import last_to_arrive
 from .epilogue import glu
 from .matmul import _tile
 from .matvec import _rows_dot
+from .norms import norm_held, norm_row
 
 
 @triton.jit
@@ -103,15 +105,37 @@ def _store_token(acc, y, residual, token, o, N):
 
 
 @triton.jit
-def _combine(y, products, ids, shares, residual, bias, token, o, E, N, n_used, BLOCK: tl.constexpr):
-    """Outputs o [BLOCK] of a token from the products of its assignments [assignments, N] float32, in order."""
-    acc = tl.zeros((BLOCK,), tl.float32)
+def _sum_of_experts(products, ids, shares, bias, token, o, E, N, n_used):
+    """Outputs o of a token, of any shape, from the products of its assignments [assignments, N] float32, in order."""
+    acc = tl.zeros(o.shape, tl.float32)
     for k in range(n_used):
         a = token * n_used + k
         e = _expert(tl.load(ids + a), E)
         product = tl.load(products + a.to(tl.int64) * N + o, mask=o < N, other=0.0, cache_modifier=".cg")
         acc = _weighted(acc, product, bias, tl.load(shares + a), e, o, N)
-    _store_token(acc, y, residual, token, o, N)
+    return acc
+
+
+@triton.jit
+def _finish(
+    t, y, residual, token, o, N, norm, LAYER: tl.constexpr, FORM: tl.constexpr, GROUPS: tl.constexpr, ISA: tl.constexpr
+):
+    """Stores outputs o of a token; where its other blocks are stored, too, norms the row as expert_down_kernel says."""
+    arrived, stream, out, weight, norm_bias, eps, post_weight, post_eps = norm
+    row = token.to(tl.int64)
+    _store_token(t, y, residual if post_weight is None else None, token, o, N)
+    if weight is not None:
+        last = last_to_arrive(arrived + token, tl.num_programs(1), ISA)
+        if last:
+            to_y, added, to_stream = y + row * N, None, None
+            if post_weight is not None:
+                to_stream = stream + row * N
+                if residual is not None:
+                    added = residual + row * N
+            norm_row(
+                *(to_y, added, to_stream, out, row, weight, norm_bias, eps, post_weight, post_eps),
+                *(N, tl.cdiv(N, 256), LAYER, FORM, GROUPS, ".cg"),
+            )
 
 
 @triton.jit
@@ -132,29 +156,45 @@ def expert_down_kernel(
     M,
     S,
     n_used,
+    arrived,
+    stream,
+    out,
+    weight,
+    norm_bias,
+    eps,
+    post_weight,
+    post_eps,
     DECODE: tl.constexpr,
     INT8: tl.constexpr,
     SPLIT: tl.constexpr,
+    LAYER: tl.constexpr,
+    FORM: tl.constexpr,
+    GROUPS: tl.constexpr,
     R: tl.constexpr,
     LANES: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """y [n, N] = sum over a token's experts of share * (hidden down_e^T (+ bias)) (+ residual [n, N]).
+    """y [n, N] = sum over a token's experts of share * (hidden down_e^T (+ bias)) (+ residual [n, N]), and its norm.
 
     hidden: M assignments of S units, quantised (INT8) or not. Grid (n, ceil(N / R), SPLIT ? n_used : 1). SPLIT: a
     program has one expert, stores what it finds to products [M, N], and the last of a token's programs adds them up;
     counters [n * ceil(N / R)] are zero before and after. Otherwise a program takes the experts one after the other.
+
+    weight: None, or the last of a token's programs norms y as matvec.matvec_norm_kernel does: out, stream, post_weight
+    as there, N <= 32 GROUPS; arrived [n] is zero before and after.
     """
     token = tl.program_id(0)
     block = tl.program_id(1)
     o = block * R + tl.arange(0, R)
+    norm = (arrived, stream, out, weight, norm_bias, eps, post_weight, post_eps)
     if SPLIT:
         a = token * n_used + tl.program_id(2)
         w = _matrix(down, vectors, _expert(tl.load(ids + a), E))
         product = _rows_dot(w, lut, hidden, N, S, M, block, a, DECODE, INT8, R, LANES, 1, ISA)[0]
         tl.store(products + a.to(tl.int64) * N + o, product, mask=o < N)
         if last_to_arrive(counters + token * tl.num_programs(1) + block, n_used, ISA):
-            _combine(y, products, ids, shares, residual, bias, token, o, E, N, n_used, R)
+            acc = _sum_of_experts(products, ids, shares, bias, token, o, E, N, n_used)
+            _finish(acc, y, residual, token, o, N, norm, LAYER, FORM, GROUPS, ISA)
     else:
         acc = tl.zeros((R,), tl.float32)
         for k in range(n_used):
@@ -163,7 +203,7 @@ def expert_down_kernel(
             w = _matrix(down, vectors, e)
             product = _rows_dot(w, lut, hidden, N, S, M, block, a, DECODE, INT8, R, LANES, 1, ISA)[0]
             acc = _weighted(acc, product, bias, tl.load(shares + a), e, o, N)
-        _store_token(acc, y, residual, token, o, N)
+        _finish(acc, y, residual, token, o, N, norm, LAYER, FORM, GROUPS, ISA)
 
 
 # ---- assignments sorted by expert ----
@@ -246,9 +286,9 @@ def grouped_glu_kernel(
         column = first + tl.arange(0, BM)
         token = tl.load(order + column, mask=column < end, other=0) // n_used
         w = _matrix(gate, gate_vectors, e)
-        g = _tile(w, lut, x, N, K, S, M, stride, block, token, 0, S, D_GATE, INT8, EVEN, BN, BM, ISA, STAGES)
+        g = _tile(w, lut, x, N, K, S, M, stride, block, token, 0, S, D_GATE, INT8, EVEN, False, BN, BM, ISA, STAGES)
         w = _matrix(up, up_vectors, e)
-        u = _tile(w, lut, x, N, K, S, M, stride, block, token, 0, S, D_UP, INT8, EVEN, BN, BM, ISA, STAGES)
+        u = _tile(w, lut, x, N, K, S, M, stride, block, token, 0, S, D_UP, INT8, EVEN, False, BN, BM, ISA, STAGES)
         o = block * BN + tl.arange(0, BN)
         if gate_bias is not None:
             g += tl.load(gate_bias + e * N + o, mask=o < N, other=0.0).to(tl.float32)[:, None]
@@ -289,7 +329,10 @@ def grouped_down_kernel(
     if expert < E:
         column = first + tl.arange(0, BM)
         w = _matrix(down, vectors, expert.to(tl.int64))
-        acc = _tile(w, lut, hidden, N, K, S, M, stride, block, column, 0, S, DECODE, INT8, EVEN, BN, BM, ISA, STAGES)
+        acc = _tile(
+            *(w, lut, hidden, N, K, S, M, stride, block, column, 0, S),
+            *(DECODE, INT8, EVEN, False, BN, BM, ISA, STAGES),
+        )
         o = block * BN + tl.arange(0, BN)
         a = tl.load(order + column, mask=column < end, other=0)
         at = a.to(tl.int64)[None, :] * N + o[:, None]
@@ -299,5 +342,42 @@ def grouped_down_kernel(
 @triton.jit
 def combine_kernel(y, products, ids, shares, residual, bias, E, N, n_used, BLOCK: tl.constexpr):
     """products [n * n_used, N] float32 -> y [n, N], as expert_down_kernel adds them. Grid (n, ceil(N / BLOCK))."""
+    token = tl.program_id(0)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    _combine(y, products, ids, shares, residual, bias, tl.program_id(0), o, E, N, n_used, BLOCK)
+    acc = _sum_of_experts(products, ids, shares, bias, token, o, E, N, n_used)
+    _store_token(acc, y, residual, token, o, N)
+
+
+@triton.jit
+def combine_norm_kernel(
+    stream,
+    products,
+    ids,
+    shares,
+    residual,
+    bias,
+    E,
+    N,
+    n_used,
+    out,
+    weight,
+    norm_bias,
+    eps,
+    post_weight,
+    post_eps,
+    LAYER: tl.constexpr,
+    FORM: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """combine_kernel, and norms.norm_kernel of what it stores, to `stream` and `out`. N <= 32 GROUPS. Grid (n)."""
+    token = tl.program_id(0)
+    row = token.to(tl.int64)
+    o = tl.arange(0, GROUPS)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    t = _sum_of_experts(products, ids, shares, bias, token, o, E, N, n_used)
+    added = None
+    if residual is not None:
+        added = residual + row * N
+    if post_weight is not None or residual is None:
+        t = t.to(stream.dtype.element_ty).to(tl.float32)
+    by = (weight, norm_bias, eps, post_weight, post_eps)
+    norm_held(t, stream, added, stream + row * N, out, row, *by, N, tl.cdiv(N, 256), LAYER, FORM, GROUPS)

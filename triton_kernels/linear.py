@@ -27,7 +27,7 @@ from .matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from .matvec import matvec_glu_kernel, matvec_glu_units_kernel, matvec_kernel, matvec_norm_kernel
 from .norms import NextNorm, norm, row_groups
 from .packing import UNIT, units
-from .tuning import Tile, Tuning, arch_of, isa, multiprocessors, tuning, warp_size
+from .tuning import SharedTile, Tile, Tuning, arch_of, isa, multiprocessors, tuning, warp_size
 from .weights import PackedWeight
 
 Route = Literal["int8", "exact"]
@@ -126,7 +126,7 @@ class Linear:
             self._decode_and_multiply(x.float(), wide, residual)
             y.copy_(wide)
         elif m < table.workspace_rows:
-            tile = table.tile(m)
+            tile = self._tile(x)
             self._matmul(x, y, residual, tile, self._splits(m, tile))
         else:
             self._decode_and_multiply(x, y, residual)
@@ -228,9 +228,15 @@ class Linear:
                 **{"D0": d0, "D1": d1, "D2": d2, **options},
             )
 
-    def _matmul(self, x: Tensor, y: Tensor, residual: Tensor | None, tile: Tile, splits: int) -> None:
-        m = len(x)
-        int8 = self.int8 and tile.int8
+    def _tile(self, x: Tensor) -> Tile | SharedTile:
+        shared = self.table.shared
+        if shared is not None and shared.min_rows <= len(x) <= shared.bm and x.itemsize == 2:
+            return shared
+        return self.table.tile(len(x))
+
+    def _matmul(self, x: Tensor, y: Tensor, residual: Tensor | None, tile: Tile | SharedTile, splits: int) -> None:
+        m, shared = len(x), isinstance(tile, SharedTile)
+        int8 = self.int8 and isinstance(tile, Tile) and tile.int8
         options: dict[str, Any] = {
             "INT8": int8,
             "EVEN": self.n_in % UNIT == 0,
@@ -246,29 +252,31 @@ class Linear:
         shape = (m, self.n_in, self.n_units, x.stride(0))
         (w0, w1, w2), (n0, n1, n2), (d0, d1, d2) = self._words, self._sizes, self._decoders
         columns = triton.cdiv(m, tile.bm)
-        if self.activation and splits == 1:
+        if self.activation and splits == 1 and not shared:
             matmul_glu_kernel[triton.cdiv(n0, tile.bn), columns](
                 *(y, operand, self._lut, self.bias, w0, w1, n0, *shape),
                 **{"D_GATE": d0, "D_UP": d1, "ACTIVATION": self.activation, **options},
             )
             return
         width = sum(self.widths)
-        target = y if splits == 1 else torch.empty(splits, m, width, dtype=torch.float32, device=self.device)
-        added = (self.bias, residual) if splits == 1 else (None, None)
+        # A gate and what it opens would not both fit into the registers of a shared tile.
+        whole = splits == 1 and not self.activation
+        target = y if whole else torch.empty(splits, m, width, dtype=torch.float32, device=self.device)
+        added = (self.bias, residual) if whole else (None, None)
         matmul_kernel[sum(triton.cdiv(n, tile.bn) for n in self.widths), columns, splits](
             *(target, operand, self._lut, *added, w0, w1, w2, n0, n1, n2, *shape),
-            **{"D0": d0, "D1": d1, "D2": d2, "SPLITS": splits, **options},
+            **{"D0": d0, "D1": d1, "D2": d2, "SHARED": shared, "SPLITS": splits, **options},
         )
-        if splits > 1:
+        if not whole:
             block = min(1024, triton.next_power_of_2(self.n_out))
             reduce_kernel[m, triton.cdiv(self.n_out, block)](
                 *(y, target, self.bias, residual, self.n_out, m * width),
                 **{"ACTIVATION": self.activation, "SPLITS": splits, "BLOCK": block, "num_warps": 4},
             )
 
-    def _splits(self, m: int, tile: Tile) -> int:
+    def _splits(self, m: int, tile: Tile | SharedTile) -> int:
         """1, 2, 4 or 8: among how many programs K is divided."""
-        if not tile.split:
+        if isinstance(tile, Tile) and not tile.split:
             return 1
         programs = sum(triton.cdiv(n, tile.bn) for n in self.widths) * triton.cdiv(m, tile.bm)
         splits = 1

@@ -6,6 +6,10 @@ W is operand A of `tl.dot` and x^T operand B, so that on sm_90 wgmma takes the d
 The exact route rounds decoded weights to the type of x and accumulates in float32. The int8 route multiplies the
 integers of both sides and scales every group of 32 in float32.
 
+SHARED tiles have it the other way round: x is operand A, and W^T, operand B, goes through shared memory, where wgmma
+reads it. A lane that has several rows of W (BN of more rows than there are lanes) stores 16 bytes of one at a time,
+while moving weights into the lanes that wgmma wants them in takes two instructions each. BM is 64 at least.
+
 Where there are too few tiles to fill the card, K is divided among SPLITS programs, each of which stores its sums;
 `reduce_kernel` adds them in order, so that the result does not depend on who finished first.
 """
@@ -15,7 +19,7 @@ import triton.language as tl
 
 from .activations import INT8_SCALES, INT8_SUMS, INT8_VECTORS
 from .epilogue import glu
-from .words import weights
+from .words import weights, weights16
 
 
 @triton.jit
@@ -37,11 +41,32 @@ def _exact_group(
     acc, low, high, scales, offsets, x, column, s, j: tl.constexpr, M, K, stride, EVEN: tl.constexpr, ISA: tl.constexpr
 ):
     """acc [BN, BM] plus group j of unit s: 32 weights of each row of W times those values of BM rows of x."""
-    w_low, w_high = weights(low, high, scales, offsets, ISA)
+    w_low, w_high = _numbers(low, high, scales, offsets, x.dtype.element_ty, ISA)
     k = s * 256 + j * 32 + tl.arange(0, 32)
     at = x + tl.minimum(column, M - 1).to(tl.int64)[None, :] * stride + k[:, None]
     values = tl.load(at) if EVEN else tl.load(at, mask=(k < K)[:, None], other=0.0)
     return tl.dot(_side_by_side(w_low, w_high).to(values.dtype), values, acc, input_precision="ieee")
+
+
+@triton.jit
+def _shared_group(acc, low, high, scales, offsets, x, column, s, j: tl.constexpr, M, K, stride, ISA: tl.constexpr):
+    """The same into acc [BM, BN]. The halves stay apart: joined, a lane's weights of a row would alternate between
+    them, and shared memory is stored in a lane's order."""
+    halves = _numbers(low, high, scales, offsets, x.dtype.element_ty, ISA)
+    for half in tl.static_range(2):
+        k = s * 256 + j * 32 + half * 16 + tl.arange(0, 16)
+        at = x + column.to(tl.int64)[:, None] * stride + k[None, :]
+        values = tl.load(at, mask=(column < M)[:, None] & (k < K)[None, :], other=0.0)
+        acc = tl.dot(values, tl.trans(halves[half].to(values.dtype)), acc, input_precision="ieee")
+    return acc
+
+
+@triton.jit
+def _numbers(low, high, scales, offsets, DTYPE: tl.constexpr, ISA: tl.constexpr):
+    if tl.float32 == DTYPE:
+        return weights(low, high, scales, offsets, ISA)
+    else:
+        return weights16(low, high, scales, offsets, ISA)
 
 
 @triton.jit
@@ -87,6 +112,7 @@ def _tile(
     DECODE: tl.constexpr,
     INT8: tl.constexpr,
     EVEN: tl.constexpr,
+    SHARED: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
     ISA: tl.constexpr,
@@ -94,15 +120,17 @@ def _tile(
 ):
     """Rows [block * BN, block * BN + BN) of W times rows `column` [BM] of x, over units [begin, end): [BN, BM]."""
     row = tl.minimum(block * BN + tl.arange(0, BN), N - 1)
-    acc = tl.zeros((BN, BM), tl.float32)
+    acc = tl.zeros((BM, BN) if SHARED else (BN, BM), tl.float32)
     for s in tl.range(begin, end, num_stages=STAGES):
         for j in tl.static_range(8):
             low, high, scales, offsets = DECODE(w, N * S, s * N + row, lut, j, ISA)
-            if INT8:
+            if SHARED:
+                acc = _shared_group(acc, low, high, scales, offsets, x, column, s, j, M, K, stride, ISA)
+            elif INT8:
                 acc = _int8_group(acc, low, high, scales, offsets, x, column, s, j, M, S)
             else:
                 acc = _exact_group(acc, low, high, scales, offsets, x, column, s, j, M, K, stride, EVEN, ISA)
-    return acc
+    return tl.trans(acc) if SHARED else acc
 
 
 @triton.jit
@@ -143,6 +171,7 @@ def matmul_kernel(
     D2: tl.constexpr,
     INT8: tl.constexpr,
     EVEN: tl.constexpr,
+    SHARED: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -152,6 +181,7 @@ def matmul_kernel(
     """y [M, n0 + n1 + n2] = x [W0; W1; W2]^T (+ bias) (+ residual); arguments as in matvec.matvec_kernel.
 
     With SPLITS > 1, y is float32 [SPLITS, M, n0 + n1 + n2], and bias and residual are left to reduce_kernel.
+    SHARED: see above; not with INT8.
     Grid (ceil(n0 / BN) + ceil(n1 / BN) + ceil(n2 / BN), ceil(M / BM), SPLITS).
     """
     block = tl.program_id(0)
@@ -162,15 +192,24 @@ def matmul_kernel(
     blocks0 = tl.cdiv(n0, BN)
     blocks1 = tl.cdiv(n1, BN)
     if D1 is None or block < blocks0:
-        acc = _tile(w0, lut, x, n0, K, S, M, stride, block, column, begin, end, D0, INT8, EVEN, BN, BM, ISA, STAGES)
+        acc = _tile(
+            *(w0, lut, x, n0, K, S, M, stride, block, column, begin, end),
+            *(D0, INT8, EVEN, SHARED, BN, BM, ISA, STAGES),
+        )
         _store(acc, y, bias, residual, block, n0, 0, total_n, column, M, split, SPLITS, BN)
     elif block < blocks0 + blocks1:
         block1 = block - blocks0
-        acc = _tile(w1, lut, x, n1, K, S, M, stride, block1, column, begin, end, D1, INT8, EVEN, BN, BM, ISA, STAGES)
+        acc = _tile(
+            *(w1, lut, x, n1, K, S, M, stride, block1, column, begin, end),
+            *(D1, INT8, EVEN, SHARED, BN, BM, ISA, STAGES),
+        )
         _store(acc, y, bias, residual, block1, n1, n0, total_n, column, M, split, SPLITS, BN)
     elif D2 is not None:
         block2 = block - blocks0 - blocks1
-        acc = _tile(w2, lut, x, n2, K, S, M, stride, block2, column, begin, end, D2, INT8, EVEN, BN, BM, ISA, STAGES)
+        acc = _tile(
+            *(w2, lut, x, n2, K, S, M, stride, block2, column, begin, end),
+            *(D2, INT8, EVEN, SHARED, BN, BM, ISA, STAGES),
+        )
         _store(acc, y, bias, residual, block2, n2, n0 + n1, total_n, column, M, split, SPLITS, BN)
 
 
@@ -203,8 +242,8 @@ def matmul_glu_kernel(
     """
     block = tl.program_id(0)
     column = tl.program_id(1) * BM + tl.arange(0, BM)
-    g = _tile(gate, lut, x, N, K, S, M, stride, block, column, 0, S, D_GATE, INT8, EVEN, BN, BM, ISA, STAGES)
-    v = _tile(up, lut, x, N, K, S, M, stride, block, column, 0, S, D_UP, INT8, EVEN, BN, BM, ISA, STAGES)
+    g = _tile(gate, lut, x, N, K, S, M, stride, block, column, 0, S, D_GATE, INT8, EVEN, False, BN, BM, ISA, STAGES)
+    v = _tile(up, lut, x, N, K, S, M, stride, block, column, 0, S, D_UP, INT8, EVEN, False, BN, BM, ISA, STAGES)
     if bias is not None:
         o = block * BN + tl.arange(0, BN)
         g += tl.load(bias + o, mask=o < N, other=0.0).to(tl.float32)[:, None]

@@ -53,6 +53,45 @@ def _scaled(t, mean, inverse, weight, bias, k, inside, LAYER: tl.constexpr):
 
 
 @triton.jit
+def norm_held(
+    t,
+    x,
+    residual,
+    stream,
+    out,
+    row,
+    weight,
+    bias,
+    eps,
+    post_weight,
+    post_eps,
+    W,
+    S,
+    LAYER: tl.constexpr,
+    FORM: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """norm_row of values t [GROUPS, 32], float32, that are zero from W on. x: any pointer to the stream's type."""
+    group = tl.arange(0, GROUPS)
+    k = group[:, None] * 32 + tl.arange(0, 32)[None, :]
+    inside = k < W
+    inverse = 1.0
+    if post_weight is not None:
+        inverse = _inverse_rms(tl.sum(t * t), W, post_eps)
+    t = _streamed(t, residual, inverse, post_weight, k, inside, x)
+    if stream is not None:
+        tl.store(stream + k, t.to(stream.dtype.element_ty), mask=inside)
+    if weight is not None:
+        mean = 0.0
+        centred = t
+        if LAYER:
+            mean = tl.sum(t) / W
+            centred = tl.where(inside, t - mean, 0.0)
+        inverse = _inverse_rms(tl.sum(centred * centred), W, eps)
+        store_form(out, row, group, W, S, _scaled(t, mean, inverse, weight, bias, k, inside, LAYER), FORM)
+
+
+@triton.jit
 def norm_row(
     x,
     residual,
@@ -73,24 +112,10 @@ def norm_row(
 ):
     """One row of norm_kernel, held in registers: W <= 32 GROUPS. x, residual, stream: the row's first value. CACHE:
     how x is loaded; ".cg" where programs of this launch have written it."""
-    group = tl.arange(0, GROUPS)
-    k = group[:, None] * 32 + tl.arange(0, 32)[None, :]
-    inside = k < W
-    t = tl.load(x + k, mask=inside, other=0.0, cache_modifier=CACHE).to(tl.float32)
-    inverse = 1.0
-    if post_weight is not None:
-        inverse = _inverse_rms(tl.sum(t * t), W, post_eps)
-    t = _streamed(t, residual, inverse, post_weight, k, inside, x)
-    if stream is not None:
-        tl.store(stream + k, t.to(stream.dtype.element_ty), mask=inside)
-    if weight is not None:
-        mean = 0.0
-        centred = t
-        if LAYER:
-            mean = tl.sum(t) / W
-            centred = tl.where(inside, t - mean, 0.0)
-        inverse = _inverse_rms(tl.sum(centred * centred), W, eps)
-        store_form(out, row, group, W, S, _scaled(t, mean, inverse, weight, bias, k, inside, LAYER), FORM)
+    k = tl.arange(0, GROUPS)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    t = tl.load(x + k, mask=k < W, other=0.0, cache_modifier=CACHE).to(tl.float32)
+    by = (weight, bias, eps, post_weight, post_eps)
+    norm_held(t, x, residual, stream, out, row, *by, W, S, LAYER, FORM, GROUPS)
 
 
 @triton.jit

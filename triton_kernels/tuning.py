@@ -14,6 +14,8 @@ import triton
 
 TABLE = Path(__file__).with_name("tuning.json")
 
+# Older releases make empty kernels of products for sm_100's tensor cores (3.6.0), or nobody has looked (3.7, 3.8).
+SM_100_TRITON = (3, 9)
 # The architecture whose entry serves those with no entry of their own, newest first.
 _NVIDIA = ("sm_120", "sm_100", "sm_90", "sm_89", "sm_86", "sm_80")
 
@@ -43,6 +45,18 @@ class Tile:
     stages: int
     split: bool
     int8: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTile:
+    """matmul for min_rows … bm rows of 16-bit x on a route without integers: tiles of bn rows of W, which go through
+    shared memory (matmul.py), by bm of x. K is divided until there are two programs per multiprocessor."""
+
+    min_rows: int
+    bn: int
+    bm: int
+    warps: int
+    stages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +90,8 @@ class Tuning:
 
     matvec_rows: up to so many rows of x go to the matvec kernel on the int8 route; exact_rows: the same on the exact
     route, where a row of x costs more instructions and tensor cores soon do better. workspace_rows: from so many on,
-    W is decoded to a workspace and multiplied by torch. invariant: the one tile of the batch-invariant mode.
+    W is decoded to a workspace and multiplied by torch. shared: what linear layers take in place of `tiles` where it
+    fits, or None. invariant: the one tile of the batch-invariant mode.
     """
 
     arch: str
@@ -86,6 +101,7 @@ class Tuning:
     exact_rows: int
     tiles: tuple[Tile, ...]
     workspace_rows: int
+    shared: SharedTile | None
     invariant: Tile
     attention: AttentionTuning
 
@@ -118,6 +134,7 @@ def from_json(arch: str, entry: dict) -> Tuning:  # type: ignore[type-arg]
         entry["exact_rows"],
         tiles,
         entry["workspace_rows"],
+        SharedTile(**entry["shared"]) if entry["shared"] else None,
         Tile(**entry["invariant"]),
         AttentionTuning(
             tuple(AttentionTile(**tile) for tile in entry["attention"]["prefill"]),
@@ -159,7 +176,7 @@ def warp_size(arch: str) -> int:
 def arch_of(device: torch.device) -> str:
     """The architecture of a CUDA or ROCm device; "portable" for any other in Triton's interpreter.
 
-    ValueError for a device that Triton has no code for.
+    ValueError for a device that Triton has no code for, or no right code.
     """
     if device.type != "cuda":
         if not triton.knobs.runtime.interpret:
@@ -170,7 +187,15 @@ def arch_of(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return str(properties.gcnArchName).split(":")[0]
+    if properties.major == 10 and _triton_version() < SM_100_TRITON:
+        needed = ".".join(map(str, SM_100_TRITON))
+        raise ValueError(f"{properties.name} needs Triton {needed} or later, found {triton.__version__}")
     return f"sm_{properties.major}{properties.minor}"
+
+
+def _triton_version() -> tuple[int, int]:
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 @lru_cache

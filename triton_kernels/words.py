@@ -122,6 +122,51 @@ def weights(low, high, scales, offsets, ISA: tl.constexpr):
         return w_low, w_high
 
 
+@triton.jit
+def weights16(low, high, scales, offsets, ISA: tl.constexpr):
+    """As `weights`, for numbers that are rounded to 16 bits: with an instruction less for each.
+
+    The bias that makes numbers of bytes is taken off by the offset, whose rounding errors are of 2^-9 of a byte's unit
+    where the bytes fill their range, 2^-17 where there are offsets, whose bytes are of -64 … 63.
+    """
+    if len(scales) == 0:
+        return low, high
+    else:
+        NARROW: tl.constexpr = len(offsets) > 0
+        BIAS: tl.constexpr = 128.0 if ISA != "ptx" else (192.0 if NARROW else 32896.0)
+        offset_low = scales[0] * -BIAS
+        offset_high = scales[len(scales) - 1] * -BIAS
+        if NARROW:
+            offset_low += offsets[0]
+            offset_high += offsets[len(offsets) - 1]
+        w_low = _biased_floats(low, NARROW, ISA) * scales[0][:, None] + offset_low[:, None]
+        w_high = _biased_floats(high, NARROW, ISA) * scales[len(scales) - 1][:, None] + offset_high[:, None]
+        return w_low, w_high
+
+
+@triton.jit
+def _biased_floats(v, NARROW: tl.constexpr, ISA: tl.constexpr):
+    """The signed bytes of vectors plus the bias of `weights16`: [L, 4] -> [L, 16] float32."""
+    i = tl.arange(0, 4)[None, None, :]
+    if ISA == "ptx":
+        # A byte becomes mantissa bits of 2^7 or 2^15, where its lowest bit stands for 1.
+        biased = (v ^ 0x40404040) & 0x7F7F7F7F if NARROW else v ^ -0x7F7F7F80
+        magic = tl.full((v.shape[0], 4, 4), 0x43000000 if NARROW else 0x47000000, tl.int32)
+        selector = 0x7044 + (i << 8) if NARROW else 0x7404 + (i << 4)
+        bits = tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;",
+            "=r,r,r,r",
+            [biased[:, :, None], magic, selector],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+        numbers = bits.to(tl.float32, bitcast=True)
+    else:
+        numbers = (((v ^ -0x7F7F7F80)[:, :, None] >> (8 * i)) & 0xFF).to(tl.float32)
+    return tl.reshape(numbers, (v.shape[0], 16))
+
+
 # ---- look-ups in 16 entries ----
 
 # Two look-ups of four codes each: `prmt` takes its four indices from the low 16 bits of a word. An index has three

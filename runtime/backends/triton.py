@@ -2,7 +2,7 @@
 
 A half layer is served whole: what its kernels need is put together when the half is first run, as an `AttentionPlan`,
 an `MlpPlan` or a `MoePlan`, and kept. At few rows the attention half is four launches (q, k and v; norms, rotation and
-cache; attention; output, residual and the next norm), a dense MLP half two, one with experts four.
+cache; attention; output, residual and the next norm), a dense MLP half two, one with experts three.
 
 A plan hands the next half its norm, in the form that its first product reads, through `Stream.normed`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -153,7 +153,7 @@ class TritonOps:
 
     def experts(self, x: torch.Tensor, ids: torch.Tensor, shares: torch.Tensor, moe: Moe) -> torch.Tensor | Declined:
         plan = self.plan(MoePlan, moe)
-        return plan if isinstance(plan, Declined) else plan.experts(x, ids.int(), shares)
+        return plan if isinstance(plan, Declined) else plan.last(x, ids.int(), shares)
 
     def attention(
         self,
@@ -251,24 +251,29 @@ class TritonOps:
         ]
 
 
-class Plan:
+Last = TypeVar("Last", LinearKernel, Experts)
+
+
+class Plan(Generic[Last]):
     """What is common to the halves of a layer: the last product, which adds to the stream and may norm it."""
 
-    def __init__(self, ops: TritonOps, by: Norm, last: LinearKernel, post: Norm | None) -> None:
-        self.ops, self.by, self.last, self.post = ops, by, last, post
+    def __init__(self, ops: TritonOps, by: Norm, last: Last, post: Norm | None) -> None:
+        self.ops, self.by, self.post = ops, by, post
+        self.last: Last = last
 
-    def finish(self, x: torch.Tensor | Units, stream: Stream, following: Attention | Mlp | Moe | None) -> Stream:
-        """The last product, added to the stream, and the norm of what follows."""
+    def finish(self, x: Any, stream: Stream, following: Attention | Mlp | Moe | None, **routes: Any) -> Stream:
+        """The last product, added to the stream, and the norm of what follows. routes: what experts need beside x."""
         if following is None and self.post is None:
-            return Stream(self.last(x, stream.x))
+            return Stream(self.last(x, residual=stream.x, **routes))
         by: Norm | None = None
         form: Form = "plain"
         if following is not None:
             by, form = self.ops.following(stream.x, following)
-        return Stream(*self.last.with_norm(x, stream.x, self.ops.next_norm(by, self.post), form))
+        norm = self.ops.next_norm(by, self.post)
+        return Stream(*self.last.with_norm(x, residual=stream.x, following=norm, form=form, **routes))
 
 
-class AttentionPlan(Plan):
+class AttentionPlan(Plan[LinearKernel]):
     """Four launches: q, k and v; norms, rotation and cache; attention; output with residual and the next norm."""
 
     def __init__(self, ops: TritonOps, block: Attention, k_type: Any, v_type: Any, rope_dim: int) -> None:
@@ -305,7 +310,7 @@ class AttentionPlan(Plan):
         return self.finish(heads, stream, following)
 
 
-class MlpPlan(Plan):
+class MlpPlan(Plan[LinearKernel]):
     """Two launches: gate and up with what joins them; down with residual and the next norm."""
 
     def __init__(self, ops: TritonOps, block: Mlp) -> None:
@@ -326,8 +331,8 @@ class MlpPlan(Plan):
         return self.finish(hidden, stream, following)
 
 
-class MoePlan:
-    """Three launches and a norm: the router, which also quantises; gate and up; down with shares and residual."""
+class MoePlan(Plan[Experts]):
+    """Three launches: the router, which also quantises; gate and up; down with shares, residual and the next norm."""
 
     def __init__(self, ops: TritonOps, block: Moe) -> None:
         c = block.config
@@ -335,25 +340,21 @@ class MoePlan:
         packed = [weight for weight in stacks if isinstance(weight, PackedWeight)]
         if len(packed) < len(stacks):
             raise ValueError("the weights are kept by torch")
+        experts = Experts(*packed, activation=GATES[block.activation], **ops.kernel_options)
+        super().__init__(ops, block.ffn_norm, experts, None)
         router = block.ffn_gate_inp
-        self.ops, self.by = ops, block.ffn_norm
         self.router = Router(
             router.weight.dense(0, c.n_experts, torch.float32),
             Routing(c.n_experts, c.n_used, "softmax", normalise=True, scale=c.weights_scale),
             router.bias,
             batch_invariant=ops.kernel_options["batch_invariant"],
         )
-        self.experts = Experts(*packed, activation=GATES[block.activation], **ops.kernel_options)
 
     def __call__(self, stream: Stream, following: Attention | None) -> Stream:
         h = self.ops.begin(stream, self.by, "plain")
         assert isinstance(h, torch.Tensor)
-        ids, shares, units = self.router.with_units(h, wanted=self.experts.int8)
-        x = self.experts(h, ids, shares, stream.x, units)
-        if following is None:
-            return Stream(x)
-        by, form = self.ops.following(x, following)
-        return Stream(x, self.ops.normed(x, by, form))
+        ids, shares, units = self.router.with_units(h, wanted=self.last.int8)
+        return self.finish(h, stream, following, ids=ids, shares=shares, units=units)
 
 
 def attention_kernel(ops: TritonOps, p: AttentionParams, k_type: Any, v_type: Any) -> AttentionKernel:
