@@ -33,11 +33,13 @@ def run(cache: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "targets", ["sm_90", pytest.param("sm_80,gfx942,gfx1100", marks=pytest.mark.slow)], ids=["one", "others"]
+    ("targets", "formats"),
+    [("sm_90", "Q4_K"), pytest.param("sm_80,sm_90,gfx942,gfx1100", "Q4_K,Q6_K", marks=pytest.mark.slow)],
+    ids=["one", "others"],
 )
-def test_defaults_compile_and_fit_without_spills(targets: str, tmp_path: Path) -> None:
+def test_defaults_compile_and_fit_without_spills(targets: str, formats: str, tmp_path: Path) -> None:
     """The program itself fails where a case spills or takes more than its architecture has."""
-    table = run(tmp_path, "--quick", "--jobs", "1", "--targets", targets)
+    table = run(tmp_path, "--quick", "--jobs", "1", "--targets", targets, "--formats", formats)
     assert {line.split()[0] for line in table.splitlines()} == set(targets.split(","))
 
 

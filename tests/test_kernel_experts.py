@@ -137,6 +137,22 @@ def test_what_is_not_a_number_names_an_expert_all_the_same(gating: Gating) -> No
         assert ids[0].tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:(invalid value|All-NaN slice) encountered:RuntimeWarning")
+@pytest.mark.parametrize(("n_experts", "n_used", "n_groups"), [(12, 12, 1), (12, 5, 3), (128, 8, 1), (160, 6, 1)])
+def test_one_tokens_experts_are_those_of_many_tokens(n_experts: int, n_used: int, n_groups: int) -> None:
+    """However they are chosen: by comparing all with all or by one maximum after the other. With equal ones and such as
+    are no numbers."""
+    routing = Routing(n_experts, n_used, "sigmoid", True, 1.0, n_groups, n_groups)
+    logits = torch.randn(4, n_experts)
+    logits[1] = logits[1].round()
+    logits[2], logits[3, ::3], logits[3, 1] = 0.0, torch.nan, -torch.inf
+    for row in logits.to(DEVICE):
+        router = Router(torch.zeros(n_experts, 8, device=DEVICE), routing, logits_bias=row)
+        (ids, shares), together = (router(torch.zeros(n, 8, device=DEVICE)) for n in (1, 9))
+        assert torch.equal(ids, together[0][:1]) and torch.equal(ids.expand(9, -1), together[0])
+        torch.testing.assert_close(shares, together[1][:1], equal_nan=True)
+
+
 def test_routings_that_cannot_be_are_refused() -> None:
     good = Routing(12, 4, "softmax", True, 1.0, 3, 2)
     for changes, message in (

@@ -81,6 +81,9 @@ class Routing:
         return self.n_experts // self.n_groups
 
 
+# Up to so many experts those of one token are chosen by comparing all with all; more would not fit registers.
+MAX_COUNTED: tl.constexpr = tl.constexpr(128)
+
 # ---- kernels --------------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +102,21 @@ def _kept_groups(score, GROUPS: tl.constexpr, GROUPS_USED: tl.constexpr):
         kept = kept | chosen
         total = tl.where(chosen, float("-inf"), total)
     return kept
+
+
+@triton.jit
+def _counted(score, U2: tl.constexpr):
+    """The places of the U2 largest of score [1, P] in their order, of equal ones the first: [1, U2].
+
+    A place's rank is the number of those before it. No comparison waits for another, as one maximum waits for the one
+    before it.
+    """
+    P: tl.constexpr = score.shape[1]
+    mine, other = tl.arange(0, P)[:, None], tl.arange(0, P)[None, :]
+    own = tl.trans(score)
+    before = (score > own) | ((score == own) & (other < mine))
+    rank = tl.sum(before.to(tl.int32), 1)[:, None]
+    return tl.sum(tl.where(rank == tl.arange(0, U2)[None, :], mine, 0), 0)[None, :]
 
 
 @triton.jit
@@ -152,13 +170,17 @@ def _select(
         score = tl.reshape(tl.where(kept[:, :, None], grouped, float("-inf")), (T, P))
 
     u = tl.arange(0, U2)[None, :]
-    chosen = tl.zeros((T, U2), tl.int32)
-    for i in range(USED):
-        _, best = tl.max(score, 1, return_indices=True)  # of equal ones the first
-        chosen = tl.where(u == i, (best // S2 * SIZE + best % S2)[:, None], chosen)
-        score = tl.where(place == best[:, None], float("-inf"), score)
-
+    if T == 1 and P <= MAX_COUNTED:
+        best = _counted(score, U2)
+    else:
+        best = tl.zeros((T, U2), tl.int32)
+        for i in range(USED):
+            _, first = tl.max(score, 1, return_indices=True)  # of equal ones the first
+            best = tl.where(u == i, first[:, None], best)
+            score = tl.where(place == first[:, None], float("-inf"), score)
     used = u < USED
+    chosen = tl.where(used, best // S2 * SIZE + best % S2, 0)
+
     z = tl.load(row + chosen, mask=inside & used, other=0.0, cache_modifier=".cg")
     z = tl.where(used, z, float("-inf"))  # [T, U2]
     if GATING == "softmax":
