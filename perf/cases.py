@@ -11,6 +11,7 @@ from naiad.quant.floats import FLOAT_DTYPES
 from naiad.quant.formats import Format
 from naiad.triton_kernels.activations import units_kernel
 from naiad.triton_kernels.decode import DECODERS
+from naiad.triton_kernels.linear import NEVER_SHARED
 from naiad.triton_kernels.matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from naiad.triton_kernels.matvec import matvec_glu_kernel, matvec_kernel
 from naiad.triton_kernels.rows import rows_kernel
@@ -72,7 +73,7 @@ def linear_cases(target: str, fmts: list[Format], quick: bool) -> Iterator[Case]
         for tile in tiles if slow_ones else ():
             yield _matmul_case(target, fmt, tile, "exact")
         shared = tuning(target).shared
-        if shared is not None:
+        if shared is not None and fmt not in NEVER_SHARED:
             yield _matmul_case(target, fmt, shared, "exact")
         if thorough:
             yield _matmul_case(target, fmt, tiles[0], "int8")

@@ -35,6 +35,8 @@ Route = Literal["int8", "exact"]
 # Memory for decoded weights at a time.
 WORKSPACE_BYTES = 256 * 2**20
 MAX_SPLITS = 8
+# Decoders that need more registers than a shared tile leaves them.
+NEVER_SHARED = {formats.Q1_0, formats.TQ1_0, formats.TQ2_0, formats.IQ3_S}
 # A row that the last program of a matrix-vector product norms lies in its registers: so many values per lane at most.
 MAX_NORM_WIDTH = 8192
 MAX_NORM_ROWS = 64
@@ -79,6 +81,8 @@ class Linear:
         arch = arch_of(self.device)
         self.table = table or tuning(arch)
         self.isa, self.warp_size = isa(arch), warp_size(arch)
+        unshared = any(weight.format in NEVER_SHARED for weight in weights)
+        self._shared = None if unshared else self.table.shared
         self.workspace_bytes = workspace_bytes
         self.n_units = units(self.n_in)
         empty = [None] * (3 - len(weights))
@@ -229,7 +233,7 @@ class Linear:
             )
 
     def _tile(self, x: Tensor) -> Tile | SharedTile:
-        shared = self.table.shared
+        shared = self._shared
         if shared is not None and shared.min_rows <= len(x) <= shared.bm and x.itemsize == 2:
             return shared
         return self.table.tile(len(x))
