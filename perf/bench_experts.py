@@ -152,7 +152,7 @@ def check_experts(
     mixture: Mixture,
     stacks: Stacks,
     options: dict[str, Any],
-    arguments: tuple[Tensor, ...],
+    arguments: tuple[Tensor, Tensor, Tensor, Tensor],
     expected: Tensor,
     bound: float,
 ) -> Iterator[str]:

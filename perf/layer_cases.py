@@ -180,7 +180,7 @@ def _expert_cases(target: str, first: Format, last: Format) -> Iterator[Case]:
     glu = {"D_GATE": d_first, "D_UP": d_first, "ACTIVATION": "silu"}
     few_glu = {**common, **glu, "hidden": "*i32", "x": "*i32", "INT8": True, "HIDDEN_INT8": True, "R": max(32, rows)}
     yield Case(target, f"expert glu {name}", "expert_glu_kernel", tuple(few_glu.items()), table.vector.warps)
-    norm = {
+    norm: dict[str, Any] = {
         **{"stream": None, "out": "*i32", "weight": "*fp32", "norm_bias": None, "eps": "fp32", "post_weight": None},
         **{"post_eps": "fp32", "LAYER": False, "FORM": "int8", "GROUPS": 128},
     }

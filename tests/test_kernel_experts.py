@@ -330,7 +330,7 @@ def some_norm(width: int, *, layer: bool = False, bias: bool = False, post: bool
 
 
 def in_two_launches(
-    layer: Experts, arguments: tuple[Tensor, ...], residual: Tensor | None, by: NextNorm, form: Form
+    layer: Experts, arguments: tuple[Tensor, Tensor, Tensor], residual: Tensor | None, by: NextNorm, form: Form
 ) -> tuple[Tensor, Tensor | Units | None]:
     if by.post_weight is None:
         return norm(layer(*arguments, residual), by, form=form)

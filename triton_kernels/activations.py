@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .grid import cdiv, next_power_of_2
 from .packing import UNIT, units
 
 # Types of numbers that kernels take.
@@ -151,8 +152,8 @@ def spread(x: Tensor) -> Tensor:
 def _in_units(x: Tensor, int8: bool) -> Tensor:
     m, k = x.shape
     out = empty_units(m, k, int8, x.device)
-    groups = min(64, triton.next_power_of_2(units(k) * 8))
-    grid = (m, triton.cdiv(units(k) * 8, groups))
+    groups = min(64, next_power_of_2(units(k) * 8))
+    grid = (m, cdiv(units(k) * 8, groups))
     options = {"INT8": int8, "GROUPS": groups, "num_warps": 4, "enable_fp_fusion": True}
     units_kernel[grid](x, out, k, units(k), x.stride(0), **options)
     return out

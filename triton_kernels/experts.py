@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..quant import formats
@@ -17,6 +16,7 @@ from ..quant.floats import FLOAT_DTYPES
 from . import codebooks
 from .activations import FLOATS, INT8_VECTORS, Form, Units, empty_form, empty_units, in_form, quantize, spread
 from .decode import DECODERS
+from .grid import cdiv, next_power_of_2
 from .grouped import (
     combine_kernel,
     combine_norm_kernel,
@@ -215,7 +215,7 @@ class Experts:
             **{"R": self._glu_rows, "LANES": self._glu_lanes, "num_warps": self._glu_lanes // self.warp_size},
             **options,
         )
-        blocks = triton.cdiv(self.n_embd, self._down_rows)
+        blocks = cdiv(self.n_embd, self._down_rows)
         split = n_used > 1 and n * blocks <= self._split_programs
         products = None
         if split:
@@ -242,8 +242,8 @@ class Experts:
         products = self._down_of_sorted(hidden, places, tile)
         summed = to.stream, products, ids, shares, to.residual, self.down_bias, self.n_experts, self.n_embd, n_used
         if to.out is None:
-            block = min(1024, triton.next_power_of_2(self.n_embd))
-            combine_kernel[n, triton.cdiv(self.n_embd, block)](*summed, BLOCK=block, num_warps=4, enable_fp_fusion=True)
+            block = min(1024, next_power_of_2(self.n_embd))
+            combine_kernel[n, cdiv(self.n_embd, block)](*summed, BLOCK=block, num_warps=4, enable_fp_fusion=True)
         else:
             options = to.norm_options
             warps = min(NORM_WARPS, max(1, options["GROUPS"] // GROUPS_PER_WARP))
@@ -259,7 +259,7 @@ class Experts:
         int8 = self.int8 and tile.int8
         if int8:
             numbers = quantize(x) if units is None else units
-        grouped_glu_kernel[triton.cdiv(self.n_ff, tile.bn), self._blocks(n_assignments, tile)](
+        grouped_glu_kernel[cdiv(self.n_ff, tile.bn), self._blocks(n_assignments, tile)](
             *(hidden, numbers, self._lut, *places, *self._gate_and_up()),
             *(self.n_experts, self.n_ff, len(x), self.n_embd, self.n_units, numbers.stride(0), n_used),
             **{"D_GATE": DECODERS[self.gate.format.id], "D_UP": DECODERS[self.up.format.id]},
@@ -273,7 +273,7 @@ class Experts:
         n_assignments = len(hidden)
         products = torch.empty(n_assignments, self.n_embd, dtype=torch.float32, device=self.device)
         int8 = self.hidden_int8 and tile.int8
-        grouped_down_kernel[triton.cdiv(self.n_embd, tile.bn), self._blocks(n_assignments, tile)](
+        grouped_down_kernel[cdiv(self.n_embd, tile.bn), self._blocks(n_assignments, tile)](
             *(products, quantize(hidden) if int8 else hidden, self._lut, *places),
             *(self.down.words, _vectors(self.down)),
             *(self.n_experts, self.n_embd, n_assignments, self.n_ff, self.hidden_units, self.n_ff),
@@ -290,7 +290,7 @@ class Experts:
         return {
             "BN": tile.bn,
             "BM": tile.bm,
-            "E2": triton.next_power_of_2(self.n_experts),
+            "E2": next_power_of_2(self.n_experts),
             "ISA": self.isa,
             "STAGES": tile.stages,
             "enable_fp_fusion": True,
@@ -301,7 +301,7 @@ class Experts:
         n = ids.numel()
         order = torch.empty(n, dtype=torch.int32, device=self.device)
         starts = torch.empty(self.n_experts + 1, dtype=torch.int32, device=self.device)
-        block = min(2048, triton.next_power_of_2(n))
+        block = min(2048, next_power_of_2(n))
         sort_kernel[(self.n_experts,)](
             ids, order, starts, n, self.n_experts, BLOCK=block, num_warps=4, enable_fp_fusion=True
         )
@@ -311,7 +311,7 @@ class Experts:
         """The tile for as many rows as an expert has on average."""
         if self.batch_invariant:
             return self.table.invariant
-        return self.table.tile(triton.cdiv(n_assignments, self.n_experts))
+        return self.table.tile(cdiv(n_assignments, self.n_experts))
 
     def _gate_and_up(self) -> tuple[Any, ...]:
         return (

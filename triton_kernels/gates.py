@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .activations import Form, Units, empty_form, in_form, store_form
 from .epilogue import glu as product
+from .grid import cdiv, next_power_of_2
 from .packing import units
 
 Activation = Literal["silu", "gelu", "gelu_erf", "relu2", "swiglu_oai"]
@@ -48,10 +49,10 @@ def glu(gate: Tensor, up: Tensor | None, activation: Activation, form: Form = "p
     _check(gate, up)
     m, k = gate.shape
     out = empty_form(m, k, form, gate.dtype, gate.device)
-    n_groups = triton.cdiv(k, 32) if form == "plain" else 8 * units(k)
-    groups = min(32, triton.next_power_of_2(n_groups))
+    n_groups = cdiv(k, 32) if form == "plain" else 8 * units(k)
+    groups = min(32, next_power_of_2(n_groups))
     if m:
-        glu_kernel[m, triton.cdiv(n_groups, groups)](
+        glu_kernel[m, cdiv(n_groups, groups)](
             *(out, gate, up, k, units(k), gate.stride(0), up.stride(0)),
             **{"ACTIVATION": activation, "FORM": form, "GROUPS": groups, "num_warps": 4, "enable_fp_fusion": True},
         )

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-import triton
 from torch import Tensor
 
 from ..quant import formats
@@ -23,6 +22,7 @@ from .activations import FLOATS, Form, Units, converted, empty_form, in_form, qu
 from .decode import DECODERS
 from .gates import Activation as Activation
 from .gates import glu_reference
+from .grid import cdiv, next_power_of_2
 from .matmul import matmul_glu_kernel, matmul_kernel, reduce_kernel
 from .matvec import matvec_glu_kernel, matvec_glu_units_kernel, matvec_kernel, matvec_norm_kernel
 from .norms import NextNorm, norm, row_groups
@@ -148,7 +148,7 @@ class Linear:
         (gate, up, _), (d_gate, d_up, _), options = self._words, self._decoders, self._vector_options(m)
         options |= {"R": self._group_rows, "LANES": self._group_lanes}
         options["num_warps"] = self._group_lanes // self.warp_size
-        grid = (triton.cdiv(m, options["BM"]), triton.cdiv(UNIT * units(self.n_out), self._group_rows))
+        grid = (cdiv(m, options["BM"]), cdiv(UNIT * units(self.n_out), self._group_rows))
         matvec_glu_units_kernel[grid](
             *(out, _data(x, mine), self._lut, self.bias, gate, up, self.n_out, m, self.n_units),
             **{"D_GATE": d_gate, "D_UP": d_up, "ACTIVATION": self.activation, "FORM": form, **options},
@@ -174,7 +174,7 @@ class Linear:
         out = empty_form(m, self.n_out, form, x.dtype, self.device)
         options = self._vector_options(m)
         by = (following.weight, following.bias, following.eps, following.post_weight, following.post_eps)
-        matvec_norm_kernel[triton.cdiv(m, options["BM"]), triton.cdiv(self.n_out, options["R"])](
+        matvec_norm_kernel[cdiv(m, options["BM"]), cdiv(self.n_out, options["R"])](
             *(y, _data(x, mine), self._lut, self.bias, residual, self._words[0], self.n_out, m, self.n_units),
             *(self._arrived, stream, out, *by),
             **{"DECODE": self._decoders[0], "LAYER": following.layer, "FORM": form},
@@ -211,7 +211,7 @@ class Linear:
             "INT8": self.int8,
             "R": vector.rows,
             "LANES": self._lanes,
-            "BM": min(vector.batch, triton.next_power_of_2(m)) if self.int8 else 1,
+            "BM": min(vector.batch, next_power_of_2(m)) if self.int8 else 1,
             "ISA": self.isa,
             "num_warps": self._lanes // self.warp_size,
             "enable_fp_fusion": True,
@@ -219,15 +219,15 @@ class Linear:
 
     def _matvec(self, operand: Tensor, y: Tensor, residual: Tensor | None) -> None:
         options, rows = self._vector_options(len(y)), self.table.vector.rows
-        shape, batches = (len(y), self.n_units), triton.cdiv(len(y), options["BM"])
+        shape, batches = (len(y), self.n_units), cdiv(len(y), options["BM"])
         (w0, w1, w2), (n0, n1, n2), (d0, d1, d2) = self._words, self._sizes, self._decoders
         if self.activation:
-            matvec_glu_kernel[batches, triton.cdiv(n0, rows)](
+            matvec_glu_kernel[batches, cdiv(n0, rows)](
                 *(y, operand, self._lut, self.bias, w0, w1, n0, *shape),
                 **{"D_GATE": d0, "D_UP": d1, "ACTIVATION": self.activation, **options},
             )
         else:
-            matvec_kernel[batches, sum(triton.cdiv(n, rows) for n in self.widths)](
+            matvec_kernel[batches, sum(cdiv(n, rows) for n in self.widths)](
                 *(y, operand, self._lut, self.bias, residual, w0, w1, w2, n0, n1, n2, *shape),
                 **{"D0": d0, "D1": d1, "D2": d2, **options},
             )
@@ -255,9 +255,9 @@ class Linear:
         operand = quantize(x) if int8 else numbers
         shape = (m, self.n_in, self.n_units, x.stride(0))
         (w0, w1, w2), (n0, n1, n2), (d0, d1, d2) = self._words, self._sizes, self._decoders
-        columns = triton.cdiv(m, tile.bm)
+        columns = cdiv(m, tile.bm)
         if self.activation and splits == 1 and not shared:
-            matmul_glu_kernel[triton.cdiv(n0, tile.bn), columns](
+            matmul_glu_kernel[cdiv(n0, tile.bn), columns](
                 *(y, operand, self._lut, self.bias, w0, w1, n0, *shape),
                 **{"D_GATE": d0, "D_UP": d1, "ACTIVATION": self.activation, **options},
             )
@@ -267,13 +267,13 @@ class Linear:
         whole = splits == 1 and not self.activation
         target = y if whole else torch.empty(splits, m, width, dtype=torch.float32, device=self.device)
         added = (self.bias, residual) if whole else (None, None)
-        matmul_kernel[sum(triton.cdiv(n, tile.bn) for n in self.widths), columns, splits](
+        matmul_kernel[sum(cdiv(n, tile.bn) for n in self.widths), columns, splits](
             *(target, operand, self._lut, *added, w0, w1, w2, n0, n1, n2, *shape),
             **{"D0": d0, "D1": d1, "D2": d2, "SHARED": shared, "SPLITS": splits, **options},
         )
         if not whole:
-            block = min(1024, triton.next_power_of_2(self.n_out))
-            reduce_kernel[m, triton.cdiv(self.n_out, block)](
+            block = min(1024, next_power_of_2(self.n_out))
+            reduce_kernel[m, cdiv(self.n_out, block)](
                 *(y, target, self.bias, residual, self.n_out, m * width),
                 **{"ACTIVATION": self.activation, "SPLITS": splits, "BLOCK": block, "num_warps": 4},
             )
@@ -282,7 +282,7 @@ class Linear:
         """1, 2, 4 or 8: among how many programs K is divided."""
         if isinstance(tile, Tile) and not tile.split:
             return 1
-        programs = sum(triton.cdiv(n, tile.bn) for n in self.widths) * triton.cdiv(m, tile.bm)
+        programs = sum(cdiv(n, tile.bn) for n in self.widths) * cdiv(m, tile.bm)
         splits = 1
         while splits * 2 <= min(MAX_SPLITS, self.n_units) and splits * programs < 2 * multiprocessors(self.device):
             splits *= 2

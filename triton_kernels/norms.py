@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import FLOATS, Form, Units, empty_form, in_form, store_form
+from .grid import cdiv, next_power_of_2
 from .packing import units
 
 # The widest row that a program holds in registers.
@@ -272,7 +273,7 @@ def norm(
 
 def row_groups(width: int, form: Form) -> int:
     """Groups of 32 that a program holds for a row, a power of two: units reach past the width."""
-    return int(triton.next_power_of_2(triton.cdiv(width, 32) if form == "plain" else 8 * units(width)))
+    return next_power_of_2(cdiv(width, 32) if form == "plain" else 8 * units(width))
 
 
 def _warps(groups: int) -> int:

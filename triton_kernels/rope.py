@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..quant.cache_types import cache_type
 from .activations import FLOATS
+from .grid import cdiv, next_power_of_2
 from .kv_cache import plane_pointers, store_rows
 
 Pairing = Literal["norm", "neox"]
@@ -196,9 +197,9 @@ class RopeAndWrite:
         self._planes = [
             [((n_kv_heads, width), dtype) for width, dtype in cache_type(kind).planes(dim)] for kind, dim in sides
         ]
-        padded, v_padded = triton.next_power_of_2(head_dim), triton.next_power_of_2(v_dim)
-        self._heads = max(1, min(PROGRAM_VALUES // max(padded, v_padded), triton.next_power_of_2(n_heads)))
-        self._blocks = triton.cdiv(n_heads, self._heads) + 2 * triton.cdiv(n_kv_heads, self._heads)
+        padded, v_padded = next_power_of_2(head_dim), next_power_of_2(v_dim)
+        self._heads = max(1, min(PROGRAM_VALUES // max(padded, v_padded), next_power_of_2(n_heads)))
+        self._blocks = cdiv(n_heads, self._heads) + 2 * cdiv(n_kv_heads, self._heads)
         self._options = {
             **{"D": head_dim, "V_DIM": v_dim, "D_PADDED": padded, "V_PADDED": v_padded, "H": self._heads},
             **{"K_TYPE": k_type, "V_TYPE": v_type, "NEOX": pairing == "neox", "num_warps": 4},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .activations import FLOATS, empty_units, store_groups
 from .arrival import last_to_arrive
+from .grid import cdiv, next_power_of_2
 from .packing import units as n_units
 from .tuning import arch_of, isa
 
@@ -323,7 +324,7 @@ class Router:
         self.batch_invariant = batch_invariant
         self.n_embd, self.device = weight.shape[1], weight.device
         self._isa = isa(arch_of(self.device))
-        self._part = min(MAX_PART, triton.next_power_of_2(triton.cdiv(n, PARTS)))
+        self._part = min(MAX_PART, next_power_of_2(cdiv(n, PARTS)))
         self._counters = torch.zeros(FEW_TOKENS, dtype=torch.int32, device=self.device)
         self._options: dict[str, Any] = {
             "GATING": routing.gating,
@@ -332,9 +333,9 @@ class Router:
             "GROUPS": routing.n_groups,
             "GROUPS_USED": routing.n_groups_used,
             "SIZE": routing.group_size,
-            "G2": triton.next_power_of_2(routing.n_groups),
-            "S2": triton.next_power_of_2(routing.group_size),
-            "U2": triton.next_power_of_2(routing.n_used),
+            "G2": next_power_of_2(routing.n_groups),
+            "S2": next_power_of_2(routing.group_size),
+            "U2": next_power_of_2(routing.n_used),
             "enable_fp_fusion": True,
         }
         # Without a number of its own, NVIDIA's compiler may spill to reach the next step of occupancy.
@@ -361,14 +362,14 @@ class Router:
             return ids, shares, None
         units = empty_units(n, self.n_embd, True, self.device) if wanted else None
         counters = self._counters if n <= FEW_TOKENS else torch.zeros(n, dtype=torch.int32, device=self.device)
-        router_kernel[n, triton.cdiv(n_experts, self._part)](
+        router_kernel[n, cdiv(n_experts, self._part)](
             *(ids, shares, torch.empty(n, n_experts, dtype=torch.float32, device=self.device), counters),
             *(x, units, self.weight, self.logits_bias, self.selection_bias),
             *(n, self.n_embd, n_units(self.n_embd), x.stride(0), self.routing.scale),
             **{
                 "ISA": self._isa,
                 "BE": self._part,
-                "BK": min(1024, triton.next_power_of_2(self.n_embd)),
+                "BK": min(1024, next_power_of_2(self.n_embd)),
                 "num_warps": 4,
                 **self._options,
             },
@@ -381,7 +382,7 @@ class Router:
             logits += self.logits_bias
         padded = self._options["G2"] * self._options["S2"]
         tokens = max(1, min(SELECT_TOKENS, MAX_EXPERTS // padded))
-        select_kernel[(triton.cdiv(len(x), tokens),)](
+        select_kernel[(cdiv(len(x), tokens),)](
             *(ids, shares, logits, self.selection_bias, len(x), self.routing.scale),
             **{"T": tokens, "num_warps": 1, **self._options},
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from ..quant.formats import Format
 from . import codebooks, packing
 from .decode import DECODERS
+from .grid import cdiv
 from .rows import rows_kernel
 from .tuning import arch_of, isa, warp_size
 
@@ -81,7 +81,7 @@ class PackedWeight:
         arch = arch_of(device)
         n_units = packing.units(n_in)
         if len(out):
-            rows_kernel[triton.cdiv(len(out), warp_size(arch)), n_units](
+            rows_kernel[cdiv(len(out), warp_size(arch)), n_units](
                 out,
                 self.words,
                 codebooks.table(device),
