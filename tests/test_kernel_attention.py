@@ -26,7 +26,10 @@ MIXED = ((1, 1), (37, 37), (1, 90), (23, 70), (0, 5), (3, 41), (0, 0))
 
 @dataclass(frozen=True)
 class Case:
-    """A batch: what is computed over which cache."""
+    """A batch: what is computed over which cache.
+
+    q_size: that of queries, which the scale makes up for. v_sizes: those of the parts of a head's values.
+    """
 
     shape: AttentionShape = SHAPE
     sequences: tuple[tuple[int, int], ...] = MIXED
@@ -35,6 +38,8 @@ class Case:
     page_size: int = 16
     dtype: torch.dtype = torch.float32
     sinks: bool = False
+    q_size: float = 1.0
+    v_sizes: tuple[float, ...] = (1.0,)
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,11 +78,14 @@ def run(case: Case, form: str = "plain") -> tuple[Tensor | Units, Tensor]:
     n_pages = sum(map(len, pages)) + 3
     kinds = ((cache_type(case.k_type), shape.head_dim), (cache_type(case.v_type), shape.v_dim))
     cache = []
-    for kind, width in kinds:
-        planes = kind.encode(torch.randn(n_pages * page_size, shape.n_kv_heads, width).to(case.dtype).float())
+    for (kind, width), sizes in zip(kinds, ((1.0,), case.v_sizes), strict=True):
+        numbers = torch.randn(n_pages * page_size, shape.n_kv_heads, len(sizes), width // len(sizes))
+        numbers = (numbers * torch.tensor(sizes)[:, None]).flatten(2)
+        planes = kind.encode(numbers.to(case.dtype).float())
         cache.append([plane.unflatten(0, (n_pages, page_size)) for plane in planes])
     starts = [sum(n for n, _ in case.sequences[:i]) for i in range(len(case.sequences) + 1)]
-    q = torch.randn(starts[-1], shape.n_heads, shape.head_dim).to(case.dtype)
+    q = (torch.randn(starts[-1], shape.n_heads, shape.head_dim) * case.q_size).to(case.dtype)
+    shape = replace(shape, scale=shape.scale / case.q_size)
     sinks = torch.randn(shape.n_heads) if case.sinks else None
     expected = []
     for i, (n, length) in enumerate(case.sequences):
@@ -167,10 +175,34 @@ def test_cache_types(k_type: str, v_type: str) -> None:
     check(Case(sequences=((1, 60), (20, 34)), k_type=k_type, v_type=v_type), 2e-6)
 
 
+# 16-bit queries meet quants in f16 and bf16 in bf16, also where keys and values differ.
+TYPES_OF_16_BITS = [
+    *((name, name) for name in TYPES if name != "f32"),
+    ("bf16", "q4_0"),
+    ("q8_0", "bf16"),
+    ("f16", "f32"),
+]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["bf16", "fp8", "q4_0"])
-def test_16_bits(dtype: torch.dtype, kind: str) -> None:
-    check(Case(sequences=((1, 60), (20, 34)), k_type=kind, v_type=kind, dtype=dtype), 2 * TOLERANCE[dtype])
+@pytest.mark.parametrize(("k_type", "v_type"), TYPES_OF_16_BITS)
+def test_16_bits(dtype: torch.dtype, k_type: str, v_type: str) -> None:
+    case = Case(sequences=((1, 60), (20, 34)), k_type=k_type, v_type=v_type, dtype=dtype)
+    check(case, 2 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("q_size", [1e-30, 1e30])
+@pytest.mark.parametrize("kind", ["f16", "fp8", "q8_0", "q5_1"])
+def test_sizes_that_f16_does_not_hold(kind: str, q_size: float) -> None:
+    """Queries of bf16, and values from denormal to the largest: each part of a head is as exact as others."""
+    shape, sizes = replace(SHAPE, head_dim=64, v_dim=64), (1e-5, 1e4) if kind != "fp8" else (0.02, 80.0)
+    case = Case(shape, ((1, 60), (20, 34)), kind, kind, dtype=torch.bfloat16, q_size=q_size, v_sizes=sizes)
+    found, expected = run(case)
+    assert isinstance(found, Tensor)
+    for part, wanted in zip(
+        found.unflatten(1, (-1, 2, 32)).unbind(2), expected.unflatten(1, (-1, 2, 32)).unbind(2), strict=True
+    ):
+        assert error(part, wanted) < 2 * TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 64])
@@ -181,6 +213,10 @@ def test_page_sizes(page_size: int) -> None:
 def test_many_sequences() -> None:
     lengths = torch.randint(1, 70, (32,)).tolist()
     check(Case(sequences=tuple((1, n) for n in lengths)))
+
+
+def test_more_chunks_than_are_read_at_once() -> None:
+    check(Case(sequences=((1, 700), (2, 1000)), sinks=True))
 
 
 def test_a_result_does_not_depend_on_the_batch() -> None:

@@ -46,9 +46,10 @@ def read_kernel(
     TYPE: tl.constexpr,
     ISA: tl.constexpr,
 ):
+    DTYPE: tl.constexpr = out.dtype.element_ty
     i = tl.arange(0, R)
     row = tl.load(at + i, mask=i < n, other=0)
-    found = load_rows(data, high, scales, lut, row, FIRST, WIDTH, D, TYPE, tl.float32, ISA)
+    found = load_rows(data, high, scales, lut, row, FIRST, WIDTH, D, TYPE, DTYPE, ISA)
     tl.store(out + i[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], found, mask=(i < n)[:, None])
 
 
@@ -90,19 +91,33 @@ def test_written_planes_equal_the_twins(name: str, head_dim: int) -> None:
         assert torch.equal(plane[places.to(DEVICE)].cpu(), expected)
 
 
-@pytest.mark.parametrize(("name", "head_dim"), CASES)
-def test_read_rows_equal_the_twins(name: str, head_dim: int) -> None:
+def check_reading(name: str, head_dim: int, x: torch.Tensor, dtype: torch.dtype, tolerance: float) -> None:
+    """Rows of encoded x, read as numbers of a type, against the twin's."""
     kind, places = cache_type(name), torch.randperm(N_ROWS)
-    parts = kind.encode(numbers(head_dim))
+    parts = kind.encode(x)
     expected = kind.decode(parts, torch.float32)[places]
     on_device = [part.to(DEVICE) for part in parts]
     planes = plane_pointers(on_device)
     first = 64 if head_dim > 64 else 0
     width = 32 if head_dim > 64 else max(16, triton.next_power_of_2(head_dim))
-    out = torch.empty(N_ROWS, width, device=DEVICE)
+    out = torch.empty(N_ROWS, width, dtype=dtype, device=DEVICE)
     options = {"FIRST": first, "WIDTH": width, "D": head_dim, "R": 16, "TYPE": name, "ISA": isa(arch_of(DEVICE))}
     lut = codebooks.table(DEVICE)
     read_kernel[1,](out, *planes, lut, places.to(DEVICE), N_ROWS, **options, enable_fp_fusion=True)
     wanted = torch.zeros(N_ROWS, width)
     wanted[:, : head_dim - first] = expected[:, first : first + width]
-    torch.testing.assert_close(out.cpu(), wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()), equal_nan=True)
+    atol = tolerance * float(wanted.abs().max())
+    torch.testing.assert_close(out.cpu().float(), wanted, rtol=tolerance, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "head_dim"), CASES)
+def test_read_rows_equal_the_twins(name: str, head_dim: int) -> None:
+    check_reading(name, head_dim, numbers(head_dim), torch.float32, 1e-6)
+
+
+@pytest.mark.parametrize(("name", "head_dim"), [case for case in CASES if case[0] not in ("f32", "bf16")])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 5e3])
+def test_rows_read_as_halves(name: str, head_dim: int, size: float) -> None:
+    """Up to the largest that f16 holds, and down to where scales are denormal: rounded once, with a minimum twice."""
+    x = torch.randn(N_ROWS, head_dim).clamp(-6, 6) * size
+    check_reading(name, head_dim, x, torch.float16, 2**-10 if CACHE_TYPES[name].has_minimum else 2**-11)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..quant.cache_types import BLOCK, CacheType
@@ -18,6 +17,7 @@ from . import codebooks
 from .activations import Form, Units, empty_form, in_form
 from .attention_decode import attention_decode_kernel
 from .attention_prefill import attention_prefill_kernel
+from .grid import next_power_of_2
 from .kv_cache import plane_pointers
 from .packing import UNIT
 from .scores import LOG2_E
@@ -181,7 +181,7 @@ class Attention:
                 **self._options,
                 "PAGE_SIZE": tables.page_size,
                 "FORM": form,
-                "SEQUENCES": triton.next_power_of_2(len(tables.lengths)),
+                "SEQUENCES": next_power_of_2(len(tables.lengths)),
             }
             few = [count for count in tables.new if count <= self.few]
             if len(few) < len(tables.new):
@@ -232,7 +232,7 @@ class Attention:
     ) -> None:
         entry, shape, n_sequences = self.table.attention, self.shape, len(tables.lengths)
         tile = self._tile("decode", q)
-        bm = min(max(16, triton.next_power_of_2(self.group * max(few))), tile.bm)
+        bm = min(max(16, next_power_of_2(self.group * max(few))), tile.bm)
         n_blocks = len(q) * self.group // bm + n_sequences
         partial = torch.empty(sum(few), shape.n_heads, PARTS, shape.v_dim + 2, device=self.device)
         counters = _counters(self.device, n_blocks * shape.n_kv_heads)
@@ -256,7 +256,7 @@ def _counters(device: torch.device, n: int) -> Tensor:
     # kept: captured graphs have their addresses.
     made = _COUNTERS.setdefault(device, [])
     if not made or len(made[-1]) < n:
-        made.append(torch.zeros(max(4096, triton.next_power_of_2(n)), dtype=torch.int32, device=device))
+        made.append(torch.zeros(max(4096, next_power_of_2(n)), dtype=torch.int32, device=device))
     return made[-1]
 
 
@@ -264,7 +264,7 @@ def pieces(size: int) -> tuple[int, int]:
     """One or two powers of two, 16 or more, that cover a head: 80 is 64 + 16, 96 is 64 + 32."""
     first = max(16, 1 << int(math.log2(size)))
     rest = size - first
-    return first, max(16, triton.next_power_of_2(rest)) if rest > 0 else 0
+    return first, max(16, next_power_of_2(rest)) if rest > 0 else 0
 
 
 def attention_tile(
@@ -274,7 +274,8 @@ def attention_tile(
 
     itemsize: bytes of a query's values; those of four take twice the room.
     """
-    decoded = any(name not in ("f16", "bf16") for name in types)
+    # For 16-bit queries, quants are decoded to f16, which takes no more registers than f16 itself.
+    decoded = itemsize == 4 or "f32" in types
     size = max(head_dim, v_dim) * (2 if itemsize == 4 else 1)
     tiles = entry.decode if kernel == "decode" else entry.prefill
     usable = [tile for tile in tiles if tile.decoded or not decoded]

@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 
 from .arrival import last_to_arrive
-from .scores import CHANGING, LOG2_E, attend_tile, end_key, first_key, load_queries, store_output
+from .scores import CHANGING, LOG2_E, attend_tile, end_key, first_key, fitted_queries, load_queries, store_output
+
+# Numbers of the workspace that a program reads at once.
+COMBINED_VALUES: tl.constexpr = tl.constexpr(8192)
 
 
 @triton.jit
@@ -113,7 +116,8 @@ def attention_decode_kernel(
     new_of = tl.where(blocks_of > 0, all_stops - all_starts, 0)
     ends = tl.cumsum(units_of, 0)
     n_units = tl.sum(units_of, 0)
-    for unit in range(tl.program_id(0), n_units, tl.num_programs(0)):
+    # What all units compute alike would fill registers during the loops over keys: it is cheap to compute again.
+    for unit in tl.range(tl.program_id(0), n_units, tl.num_programs(0), num_stages=1, disable_licm=True):
         sequence = tl.sum((ends <= unit).to(tl.int32), 0)
         local = unit - tl.sum(tl.where(i < sequence, units_of, 0), 0)
         start, stop = tl.load(starts + sequence), tl.load(starts + sequence + 1)
@@ -134,6 +138,7 @@ def attention_decode_kernel(
         q_row = (start + token).to(tl.int64) * N_HEADS + head
         q0 = load_queries(q, q_row, known, 0, D0, D)
         q1 = load_queries(q, q_row, known, D0, D1, D) if D1 > 0 else q0
+        q0, q1, factor = fitted_queries(q0, q1, scale, D1, K_TYPE)
         first_of_row = first_key(position, window, chunk, CAUSAL, WINDOW, CHUNK)
         end_of_row = end_key(position, length, window, CAUSAL, WINDOW)
 
@@ -146,8 +151,8 @@ def attention_decode_kernel(
         for at in tl.range(begin + part * keys, stop_key, BN, num_stages=STAGES):
             acc0, acc1, largest, total = attend_tile(
                 *(acc0, acc1, largest, total, q0, q1, at + tl.arange(0, BN), length, first_of_row, end_of_row),
-                *(table, kv_head, k_data, k_high, k_scales, v_data, v_high, v_scales, lut, scale, softcap),
-                *(N_KV, D, D0, D1, DV, DV0, DV1, PAGE_SIZE, K_TYPE, V_TYPE, SOFTCAP, True, ISA),
+                *(table, kv_head, k_data, k_high, k_scales, v_data, v_high, v_scales, lut, factor, softcap),
+                *(N_KV, D, D0, D1, DV, DV0, DV1, PAGE_SIZE, K_TYPE, V_TYPE, SOFTCAP, q.dtype.element_ty, True, ISA),
             )
         if n_chunks == 1:
             _finish(
@@ -213,23 +218,34 @@ def _combined(
     total = tl.sum(totals * tl.exp2(maxima - shift[:, None]), 1)
     acc0 = tl.zeros((BM, DV0), tl.float32)
     acc1 = tl.zeros((BM, DV1 if DV1 > 0 else 1), tl.float32)
-    column0 = tl.arange(0, DV0)
-    column1 = DV0 + tl.arange(0, DV1 if DV1 > 0 else 1)
-    for c in tl.range(0, n_chunks, num_stages=1):
-        maximum = tl.load(at_row + PARTS * DV + c, mask=known, other=float("-inf"), cache_modifier=".cg")
-        share = tl.exp2(maximum - shift)[:, None]
-        at_part = (at_row + c * DV)[:, None]
-        acc0 += share * tl.load(
-            at_part + column0[None, :], mask=known[:, None] & (column0 < DV)[None, :], other=0.0, cache_modifier=".cg"
-        )
-        if DV1 > 0:
-            acc1 += share * tl.load(
-                at_part + column1[None, :],
-                mask=known[:, None] & (column1 < DV)[None, :],
-                other=0.0,
-                cache_modifier=".cg",
-            )
+    # So many that their registers are about those of a step over keys.
+    AT_ONCE: tl.constexpr = max(1, COMBINED_VALUES // (BM * (DV0 + DV1)))
+    for first in tl.range(0, n_chunks, AT_ONCE, num_stages=1):
+        # All loads before their first use: the memory's latency is paid once for all of them.
+        loaded = ()
+        for i in tl.static_range(AT_ONCE):
+            loaded += (_part(at_row, first + i, n_chunks, known, DV, DV0, DV1, PARTS),)
+        for i in tl.static_range(AT_ONCE):
+            share = tl.exp2(loaded[i][0] - shift)[:, None]
+            acc0 += share * loaded[i][1]
+            if DV1 > 0:
+                acc1 += share * loaded[i][2]
     return acc0, acc1, largest, total
+
+
+@triton.jit
+def _part(at_row, c, n_chunks, known, DV: tl.constexpr, DV0: tl.constexpr, DV1: tl.constexpr, PARTS: tl.constexpr):
+    """The maximum and the sums of chunk c, which is empty from n_chunks on."""
+    there = known & (tl.full(known.shape, c, tl.int32) < n_chunks)
+    maximum = tl.load(at_row + PARTS * DV + c, mask=there, other=float("-inf"), cache_modifier=".cg")
+    at = (at_row + c * DV)[:, None]
+    column = tl.arange(0, DV0)[None, :]
+    values0 = tl.load(at + column, mask=there[:, None] & (column < DV), other=0.0, cache_modifier=".cg")
+    values1 = values0
+    if DV1 > 0:
+        column = DV0 + tl.arange(0, DV1)[None, :]
+        values1 = tl.load(at + column, mask=there[:, None] & (column < DV), other=0.0, cache_modifier=".cg")
+    return maximum, values0, values1
 
 
 @triton.jit

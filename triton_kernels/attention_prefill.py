@@ -3,7 +3,17 @@
 import triton
 import triton.language as tl
 
-from .scores import CHANGING, LOG2_E, attend_tile, end_key, first_key, load_queries, store_output
+from .scores import (
+    CHANGING,
+    HEADROOM,
+    LOG2_E,
+    attend_tile,
+    end_key,
+    first_key,
+    fitted_queries,
+    load_queries,
+    store_output,
+)
 
 
 @triton.jit(do_not_specialize=CHANGING)
@@ -73,15 +83,12 @@ def attention_prefill_kernel(
     n_blocks = tl.cdiv(n_new * GROUP, BM)
     if (n_new <= few) | (local >= n_blocks):
         return
-    # The last blocks see most: they begin first.
-    first_row = (n_blocks - 1 - local) * BM
-    row = first_row + tl.arange(0, BM)
-    known = row < n_new * GROUP
-    token, head = row // GROUP, kv_head * GROUP + row % GROUP
+    first_row, token, head, known = _rows(block, sequence, kv_head, start, n_new, GROUP, BM)
     position = length - n_new + token
     q_row = (start + token).to(tl.int64) * N_HEADS + head
     q0 = load_queries(q, q_row, known, 0, D0, D)
     q1 = load_queries(q, q_row, known, D0, D1, D) if D1 > 0 else q0
+    q0, q1, factor = fitted_queries(q0, q1, scale, D1, K_TYPE)
 
     low = length - n_new + first_row // GROUP
     high = tl.minimum(length - n_new + (first_row + BM - 1) // GROUP, length - 1)
@@ -100,28 +107,46 @@ def attention_prefill_kernel(
         largest = tl.full((BM,), float("-inf"), tl.float32)
         total = tl.zeros((BM,), tl.float32)
     else:
-        largest = tl.load(sinks + head, mask=known, other=0.0).to(tl.float32) * LOG2_E
-        total = tl.full((BM,), 1.0, tl.float32)
+        largest = tl.load(sinks + head, mask=known, other=0.0).to(tl.float32) * LOG2_E - HEADROOM
+        total = tl.exp2(tl.full((BM,), HEADROOM, tl.float32))
     acc0 = tl.zeros((BM, DV0), tl.float32)
     acc1 = tl.zeros((BM, DV1 if DV1 > 0 else 1), tl.float32)
     table = pages + sequence.to(tl.int64) * pages_stride
-    for at in tl.range(full_begin, full_end, BN, num_stages=STAGES):
-        acc0, acc1, largest, total = attend_tile(
-            *(acc0, acc1, largest, total, q0, q1, at + tl.arange(0, BN), end, first_of_row, end_of_row, table, kv_head),
-            *(k_data, k_high, k_scales, v_data, v_high, v_scales, lut, scale, softcap),
-            *(N_KV, D, D0, D1, DV, DV0, DV1, PAGE_SIZE, K_TYPE, V_TYPE, SOFTCAP, False, ISA),
-        )
+    if ISA == "gfx11":
+        # Its tensor cores hold queries in so many registers that a second loop would not find room.
+        full_begin, full_end = begin, begin
+    else:
+        for at in tl.range(full_begin, full_end, BN, num_stages=STAGES):
+            acc0, acc1, largest, total = attend_tile(
+                *(acc0, acc1, largest, total, q0, q1, at + tl.arange(0, BN), end, first_of_row, end_of_row),
+                *(table, kv_head, k_data, k_high, k_scales, v_data, v_high, v_scales, lut, factor, softcap),
+                *(N_KV, D, D0, D1, DV, DV0, DV1, PAGE_SIZE, K_TYPE, V_TYPE, SOFTCAP, q.dtype.element_ty, False, ISA),
+            )
     # The rest lies before and after: one loop for both keeps the code small.
     n_before = (full_begin - begin) // BN
     n_after = tl.cdiv(end - full_end, BN)
     for j in tl.range(0, n_before + n_after, num_stages=STAGES):
         at = tl.where(j < n_before, begin + j * BN, full_end + (j - n_before) * BN)
         acc0, acc1, largest, total = attend_tile(
-            *(acc0, acc1, largest, total, q0, q1, at + tl.arange(0, BN), end, first_of_row, end_of_row, table, kv_head),
-            *(k_data, k_high, k_scales, v_data, v_high, v_scales, lut, scale, softcap),
-            *(N_KV, D, D0, D1, DV, DV0, DV1, PAGE_SIZE, K_TYPE, V_TYPE, SOFTCAP, True, ISA),
+            *(acc0, acc1, largest, total, q0, q1, at + tl.arange(0, BN), end, first_of_row, end_of_row),
+            *(table, kv_head, k_data, k_high, k_scales, v_data, v_high, v_scales, lut, factor, softcap),
+            *(N_KV, D, D0, D1, DV, DV0, DV1, PAGE_SIZE, K_TYPE, V_TYPE, SOFTCAP, q.dtype.element_ty, True, ISA),
         )
+    # Read again, so that the compiler does not keep the rows' numbers in registers all the time.
+    start = tl.load(starts + sequence, volatile=True)
+    n_new = tl.load(starts + sequence + 1, volatile=True) - start
+    _first_row, token, head, known = _rows(block, sequence, kv_head, start, n_new, GROUP, BM)
     share = 1.0 / tl.where(total > 0.0, total, 1.0)
     store_output(out, acc0 * share[:, None], start + token, head, known, 0, DV, N_HEADS, FORM)
     if DV1 > 0:
         store_output(out, acc1 * share[:, None], start + token, head, known, DV0, DV, N_HEADS, FORM)
+
+
+@triton.jit
+def _rows(block, sequence, kv_head, start, n_new, GROUP: tl.constexpr, BM: tl.constexpr):
+    """A block's first row among those of its sequence; the token and the head of each row, and whether there is one."""
+    # The last blocks see most: they begin first.
+    local = block - (start * GROUP // BM + sequence)
+    first_row = (tl.cdiv(n_new * GROUP, BM) - 1 - local) * BM
+    row = first_row + tl.arange(0, BM)
+    return first_row, row // GROUP, kv_head * GROUP + row % GROUP, row < n_new * GROUP

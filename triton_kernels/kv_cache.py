@@ -12,10 +12,18 @@ from torch import Tensor
 
 from ..quant import codebooks as values
 from . import codebooks
-from .words import float16_at, lookup16, weights
+from .attention_bytes import (
+    bytes16,
+    computed_here,
+    e4m3_halves,
+    fifth_halves,
+    half_at,
+    lookup_halves,
+    nibble_halves,
+    signed_halves,
+)
 
 IQ4_VALUES: tl.constexpr = tl.constexpr(values.IQ4_VALUES)
-HIGH_NIBBLES: tl.constexpr = tl.constexpr(-0x0F0F0F10)  # 0xF0F0F0F0
 
 
 # ---- reading ----
@@ -35,28 +43,42 @@ def load_rows(
     DTYPE: tl.constexpr,
     ISA: tl.constexpr,
 ):
-    """Columns FIRST … FIRST + WIDTH - 1 of rows `row` [R], each of D values: [R, WIDTH] of DTYPE. Past D are zeros."""
-    if TYPE == "f32" or TYPE == "f16" or TYPE == "bf16":
+    """Columns FIRST … FIRST + WIDTH - 1 of rows `row` [R], each of D values: [R, WIDTH] of DTYPE. Past D are zeros.
+
+    In f16 a value is rounded once; one beyond its range is infinite.
+    """
+    PLAIN: tl.constexpr = TYPE == "f32" or TYPE == "f16" or TYPE == "bf16"
+    if PLAIN:
         column = FIRST + tl.arange(0, WIDTH)
         at = data + row[:, None] * D + column[None, :]
         found = tl.load(at, mask=(column < D)[None, :], other=0.0) if FIRST + WIDTH > D else tl.load(at)
-        return found.to(DTYPE)
+        rows = found.to(DTYPE)
     elif TYPE == "fp8":
-        # A lane decodes 16 values of a row, which fill 16 bytes.
+        # A lane decodes 16 values of a row.
         part = tl.minimum(FIRST // 16 + tl.arange(0, WIDTH // 16), D // 16 - 1)
         b = tl.reshape(row[:, None] * (D // 16) + part[None, :], (row.shape[0] * (WIDTH // 16),))
-        v = tl.load(data.to(tl.pointer_type(tl.int32)) + (b * 4)[:, None] + tl.arange(0, 4)[None, :])
-        return _cut(tl.reshape(_e4m3_floats(v), (row.shape[0], WIDTH)), FIRST, D).to(DTYPE)
+        v = e4m3_halves(bytes16(data, b * 16, ISA), ISA)
+        rows = _cut(tl.reshape(v, (row.shape[0], WIDTH)), FIRST, D).to(DTYPE)
     else:
         # A lane decodes a block of 32 values of a row.
         R: tl.constexpr = row.shape[0]
         BLOCKS: tl.constexpr = WIDTH // 32
         block = FIRST // 32 + tl.arange(0, BLOCKS)
         b = tl.reshape(row[:, None] * (D // 32) + tl.minimum(block, D // 32 - 1)[None, :], (R * BLOCKS,))
-        low, upper, d, m = _block(data, high, scales, lut, b, TYPE, ISA)
-        w_low, w_high = weights(low, upper, d, m, ISA)
-        both = tl.reshape(tl.permute(tl.join(w_low, w_high), (0, 2, 1)), (R, WIDTH))
-        return _cut(both, FIRST, D).to(DTYPE)
+        low, upper = _quants_of(data, high, lut, b, TYPE, ISA)
+        found = _scales_of(scales, b, D, TYPE)
+        d = found[0].to(DTYPE)[:, None]
+        low, upper = low.to(DTYPE) * d, upper.to(DTYPE) * d
+        if len(found) > 1:
+            m = found[1].to(DTYPE)[:, None]
+            low, upper = low + m, upper + m
+        rows = _cut(tl.reshape(tl.permute(tl.join(low, upper), (0, 2, 1)), (R, WIDTH)), FIRST, D)
+    # Where a layout would be derived from other widths than those of the operand (attention_bytes.py): on NVIDIA from
+    # bytes, on AMD, whose instructions on bytes are not pure, from floats that are converted.
+    if rows.dtype == tl.float32 or data.dtype.element_ty == rows.dtype or (ISA == "ptx") == PLAIN:
+        return rows
+    else:
+        return computed_here(rows, ISA)
 
 
 @triton.jit
@@ -69,65 +91,39 @@ def _cut(rows, FIRST: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def _e4m3_floats(v):
-    """Words of four float8_e4m3fn [L, 4] -> [L, 4, 4] float32. What is not a number reads as 480."""
-    # Its bits in the place of f16's stand for the number / 256; two at a time fill a word.
-    even = ((v & 0x007F007F) << 7) | ((v & 0x00800080) << 8)
-    odd = ((v & 0x7F007F00) >> 1) | (v & -0x7FFF8000)  # 0x80008000
-    low = tl.join(float16_at(even, False), float16_at(odd, False))
-    high = tl.join(float16_at(even, True), float16_at(odd, True))
-    return tl.permute(tl.join(low, high), (0, 1, 3, 2)) * 256.0
-
-
-@triton.jit
-def _block(data, high, scales, lut, b, TYPE: tl.constexpr, ISA: tl.constexpr):
-    """Blocks b [L]: the words of either half [L, 4], scales and offsets, as decode.py's decoders return them."""
-    words = data.to(tl.pointer_type(tl.int32))
-    lane = tl.arange(0, 4)[None, :]
-    if TYPE == "q8_0":
-        at = words + (b * 8)[:, None] + lane
-        return tl.load(at), tl.load(at + 4), (tl.load(scales + b).to(tl.float32),), ()
+def _scales_of(scales, b, D: tl.constexpr, TYPE: tl.constexpr):
+    """Scales of blocks b [L] and, where the type has them, minima, f16 [L] each."""
+    words = scales.to(tl.pointer_type(tl.int32))
+    if TYPE == "q4_1" or TYPE == "q5_1":
+        both = tl.load(words + b)
+        return (half_at(both, False), half_at(both, True))
+    elif D % 64 == 0:
+        # Two scales at once: NVIDIA copies no less than a word in advance.
+        return (half_at(tl.load(words + (b >> 1)) >> ((b & 1) * 16), False),)
     else:
-        v = tl.load(words + (b * 4)[:, None] + lane)
-        if TYPE == "q4_0":
-            # d (q - 8), as d / 16 times the signed nibble in the upper half of a byte.
-            signed = v ^ -0x77777778  # 0x88888888
-            return (signed << 4) & HIGH_NIBBLES, signed & HIGH_NIBBLES, (_scale(scales, b) * 0.0625,), ()
+        return (tl.load(scales + b),)
+
+
+@triton.jit
+def _quants_of(data, high, lut, b, TYPE: tl.constexpr, ISA: tl.constexpr):
+    """Blocks b [L]: what the scale multiplies, of values 0 … 15 and 16 … 31, [L, 16] f16 each."""
+    if TYPE == "q8_0":
+        low, upper = bytes16(data, b * 32, ISA), bytes16(data, b * 32 + 16, ISA)
+        return signed_halves(low, ISA) - 1152.0, signed_halves(upper, ISA) - 1152.0
+    else:
+        v = bytes16(data, b * 16, ISA)
+        if TYPE == "q4_0" or TYPE == "q4_1":
+            CENTER: tl.constexpr = 8 if TYPE == "q4_0" else 0
+            low, upper = nibble_halves(v, ISA)
+            return low - (1024.0 + CENTER), upper * 0.0625 - (64.0 + CENTER)
         elif TYPE == "iq4_nl":
-            low, upper = lookup16(_lookup_order(v), lut + codebooks.IQ4, (b * 0).to(tl.int32), ISA)
-            return low, upper, (_scale(scales, b),), ()
-        elif TYPE == "q4_1":
-            return v & 0x0F0F0F0F, (v >> 4) & 0x0F0F0F0F, (_scale(scales, 2 * b),), (_scale(scales, 2 * b + 1),)
+            low, upper = lookup_halves(v, lut + codebooks.IQ4, b, ISA)
+            return low - 1152.0, upper - 1152.0
         else:
-            fifth = tl.load(high + b)[:, None]
-            low = (v & 0x0F0F0F0F) | _spread(fifth >> (4 * lane))
-            upper = ((v >> 4) & 0x0F0F0F0F) | _spread(fifth >> (16 + 4 * lane))
-            if TYPE == "q5_1":
-                return low, upper, (_scale(scales, 2 * b),), (_scale(scales, 2 * b + 1),)
-            else:
-                tl.static_assert(TYPE == "q5_0", "unknown cache type")
-                d = _scale(scales, b)
-                return low, upper, (d,), (d * -16.0,)
-
-
-@triton.jit
-def _scale(scales, at):
-    return tl.load(scales + at).to(tl.float32)
-
-
-@triton.jit
-def _spread(bits):
-    """The lowest four bits as bit 4 of each byte."""
-    return (((bits & 15) * 0x00204081) & 0x01010101) << 4
-
-
-@triton.jit
-def _lookup_order(v):
-    """Nibbles (low of byte 0, high of byte 0, low of byte 1, …) -> those of all low halves, then those of the high."""
-    low, upper = v & 0x0F0F0F0F, (v >> 4) & 0x0F0F0F0F
-    low = (low | (low >> 4)) & 0x00FF00FF
-    upper = (upper | (upper >> 4)) & 0x00FF00FF
-    return ((low | (low >> 8)) & 0xFFFF) | ((upper | (upper >> 8)) << 16)
+            tl.static_assert(TYPE == "q5_0" or TYPE == "q5_1", "unknown cache type")
+            OFFSET: tl.constexpr = 1040.0 if TYPE == "q5_0" else 1024.0
+            low, upper = fifth_halves(v, tl.load(high + b), ISA)
+            return low - OFFSET, upper - OFFSET
 
 
 # ---- writing ----

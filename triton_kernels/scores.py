@@ -18,6 +18,8 @@ from .kv_cache import load_rows
 # Numbers that change while a text grows: a kernel for each kind of them would be compiled in its midst.
 CHANGING = ("pages_stride", "n_sequences")
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+# By so many powers of two weights may exceed 1: f16 goes up to nearly 2^16.
+HEADROOM: tl.constexpr = tl.constexpr(15.0)
 
 
 @triton.jit
@@ -50,6 +52,36 @@ def load_queries(q, row, known, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.
     return tl.load(q + row[:, None] * D + column[None, :], mask=mask, other=0.0)
 
 
+@triton.constexpr_function
+def operand_type(kind, dtype):
+    """What tensor cores multiply where queries are of `dtype` and a cache is of type `kind`.
+
+    16-bit queries meet quants in f16, to which these are decoded two at a time, with more of their bits than bf16 has.
+    """
+    return dtype if dtype == tl.float32 or kind in ("f32", "bf16") else tl.float16
+
+
+@triton.jit
+def fitted_queries(q0, q1, scale, D1: tl.constexpr, TYPE: tl.constexpr):
+    """q0, q1 in the type of their product with keys, and what their scores are multiplied with: a number or [BM, 1].
+
+    bf16 has a wider range than f16: there each row is multiplied with a power of two that puts its largest value at
+    2^14 … 2^15, so that none overflows and only what is 2^-38 of the largest is lost.
+    """
+    KEYS: tl.constexpr = operand_type(TYPE, q0.dtype)
+    if q0.dtype == KEYS:
+        return q0, q1, scale
+    else:
+        size = tl.max(tl.abs(q0.to(tl.float32)), 1)
+        if D1 > 0:
+            size = tl.maximum(size, tl.max(tl.abs(q1.to(tl.float32)), 1))
+        # 2^e as a float is (e + 127) << 23; a row of zeros has no exponent.
+        exponent = tl.maximum(size.to(tl.int32, bitcast=True) >> 23, 15)[:, None]
+        up = ((268 - exponent) << 23).to(tl.float32, bitcast=True)
+        down = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+        return (q0.to(tl.float32) * up).to(KEYS), (q1.to(tl.float32) * up).to(KEYS), scale * down
+
+
 @triton.jit
 def _capped(s, softcap):
     """softcap tanh(s / softcap) of scores in units of log2(e)."""
@@ -78,7 +110,7 @@ def attend_tile(
     v_high,
     v_scales,
     lut,
-    scale,
+    factor,
     softcap,
     N_KV: tl.constexpr,
     D: tl.constexpr,
@@ -91,17 +123,20 @@ def attend_tile(
     K_TYPE: tl.constexpr,
     V_TYPE: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    DTYPE: tl.constexpr,
     MASKED: tl.constexpr,
     ISA: tl.constexpr,
 ):
     """Takes keys `key` [BN] of a sequence into account: the new acc0, acc1, largest and total.
 
-    acc0 [BM, DV0], acc1 [BM, DV1]: sums of values; largest, total [BM]: the running maximum of the scores and the sum
-    of their powers relative to it. pages: the sequence's row of the page table. Keys from `end` on are not loaded.
+    q0, q1, factor: from fitted_queries; DTYPE: the type that they had. acc0 [BM, DV0], acc1 [BM, DV1]: sums of values;
+    largest, total [BM]: the running maximum of the scores less HEADROOM, and the sum of their powers relative to that:
+    weights reach up to 2^15, so that f16 has small ones, too. pages: the sequence's row of the page table. Keys from
+    `end` on are not loaded.
     MASKED: rows see only keys first_of_row … end_of_row - 1; otherwise they see all of the tile.
     """
     # What lies beyond the end is some other token's or nobody's: the last key stands for it and is masked.
-    place = tl.minimum(key, end - 1)
+    place = tl.minimum(key, end - 1) if MASKED else key
     page = tl.load(pages + place // PAGE_SIZE)
     row = (page * PAGE_SIZE + place % PAGE_SIZE) * N_KV + kv_head
     k0 = load_rows(k_data, k_high, k_scales, lut, row, 0, D0, D, K_TYPE, q0.dtype, ISA)
@@ -109,21 +144,24 @@ def attend_tile(
     if D1 > 0:
         k1 = load_rows(k_data, k_high, k_scales, lut, row, D0, D1, D, K_TYPE, q0.dtype, ISA)
         s = tl.dot(q1, tl.trans(k1), s, input_precision="ieee")
-    s = _capped(s * scale, softcap) if SOFTCAP else s * scale
+    s *= factor
+    if SOFTCAP:
+        s = _capped(s, softcap)
     if MASKED:
         seen = (key[None, :] >= first_of_row[:, None]) & (key[None, :] < end_of_row[:, None])
         s = tl.where(seen, s, float("-inf"))
-    new = tl.maximum(largest, tl.max(s, 1))
+    new = tl.maximum(largest, tl.max(s, 1) - HEADROOM)
     # A row that has not seen any key yet has no maximum to subtract.
     shift = tl.where(new == float("-inf"), 0.0, new) if MASKED else new
     p = tl.exp2(s - shift[:, None])
     faded = tl.exp2(largest - shift)
     total = total * faded + tl.sum(p, 1)
-    weight = p.to(q0.dtype)
-    v0 = load_rows(v_data, v_high, v_scales, lut, row, 0, DV0, DV, V_TYPE, q0.dtype, ISA)
+    VALUES: tl.constexpr = operand_type(V_TYPE, DTYPE)
+    weight = p.to(VALUES)
+    v0 = load_rows(v_data, v_high, v_scales, lut, row, 0, DV0, DV, V_TYPE, VALUES, ISA)
     acc0 = tl.dot(weight, v0, acc0 * faded[:, None], input_precision="ieee")
     if DV1 > 0:
-        v1 = load_rows(v_data, v_high, v_scales, lut, row, DV0, DV1, DV, V_TYPE, q0.dtype, ISA)
+        v1 = load_rows(v_data, v_high, v_scales, lut, row, DV0, DV1, DV, V_TYPE, VALUES, ISA)
         acc1 = tl.dot(weight, v1, acc1 * faded[:, None], input_precision="ieee")
     return acc0, acc1, new, total
 

@@ -62,7 +62,7 @@ class SharedTile:
 @dataclass(frozen=True, slots=True)
 class AttentionTile:
     """attention with heads of up to max_dim values (0: any): tiles of bm rows of queries (at most, where few tokens are
-    new) by bn keys. decoded: whether it also serves a cache of other values than 16-bit floats, which take registers.
+    new) by bn keys. decoded: whether it also serves queries of 32 bits and caches of f32, which take more registers.
     """
 
     max_dim: int
