@@ -58,7 +58,7 @@ def models(name: str, *options: str, seconds: int) -> Stage:
     return Stage(name, program, seconds, f"models-ARCH-{name}.json")
 
 
-EIGHTS = ("--batches", "1,8", "--depths", "0,8192")
+EIGHTS = ("--batches", "1,8", "--depths", "0,8192", "--served", "0")
 STAGES = (
     Stage(BUILD, ("perf/peer.py", "build", str(ARCHIVE), str(LLAMA_CPP)), 540, timed=False),
     Stage(
@@ -66,7 +66,7 @@ STAGES = (
     ),
     models(
         *("llama-3-8b", "--batches", "1,2,4,8,16,32,64,128,256", "--depths", "0,1024,8192", "--served", "256"),
-        seconds=300,
+        seconds=360,
     ),
     Stage("kernels", ("perf/kernels.py", "--quick"), 240, "kernels-ARCH-quick.json"),
     models("qwen3-30b-a3b", *EIGHTS, seconds=150),

@@ -43,9 +43,10 @@ TARGETS = ("llama-bench", "llama-batched-bench")
 MODELS = ("llama-3-8b", "qwen3-30b-a3b")
 # Prompts, generated tokens and depths of one sequence; prompts, tokens and numbers of several.
 SINGLE = {"-p": "512,2048", "-n": "128", "-d": "0,8192"}
-BATCHED = {"-npp": "1024", "-ntg": "64", "-npl": "1,2,4,8,16,32,64"}
+# The last is there to be lost: llama-batched-bench may end before its last line is written.
+BATCHED = {"-npp": "1024", "-ntg": "64", "-npl": "1,2,4,8,16,32,64,1"}
 QUICK_SINGLE = {"-p": "512", "-n": "64", "-d": "0"}
-QUICK_BATCHED = {"-npp": "128", "-ntg": "32", "-npl": "1,8"}
+QUICK_BATCHED = {"-npp": "128", "-ntg": "32", "-npl": "1,8,1"}
 RUN_SECONDS = 300
 
 # ---- building -------------------------------------------------------------------------------------------------------
@@ -151,8 +152,8 @@ def rates(output: str) -> Rates:
     for line in output.splitlines():
         if line.startswith("{"):
             test = json.loads(line)
-            found[f"pp{test['pp']} x {test['pl']}"] = test["speed_pp"]
-            found[f"tg{test['tg']} x {test['pl']} @ d{test['pp']}"] = test["speed_tg"]
+            found.setdefault(f"pp{test['pp']} x {test['pl']}", test["speed_pp"])
+            found.setdefault(f"tg{test['tg']} x {test['pl']} @ d{test['pp']}", test["speed_tg"])
     return found
 
 
