@@ -174,33 +174,29 @@ def run_once(line: Sequence[str]) -> Rates:
 def compare(folder: Path, model: str, options: argparse.Namespace) -> Json:
     """Rates of every round by engine and test, their ratios, and what failed."""
     programs = commands(folder, model, options)
-    found: dict[str, dict[str, list[float]]] = {engine: {} for engine in programs}
+    # Of every round, empty where a program failed.
+    runs: dict[str, list[Rates]] = {engine: [{} for _ in range(options.rounds)] for engine in programs}
     failed: dict[str, str] = {}
     for which in range(2):
         for i in range(options.rounds):
             for engine in list(programs) if i % 2 == 0 else [*reversed(list(programs))]:
                 try:
-                    for test, rate in run_once(programs[engine][which]).items():
-                        found[engine].setdefault(test, []).append(rate)
+                    runs[engine][i] |= run_once(programs[engine][which])
                 except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                     failed[engine] = str(error)[:1000]
-    ours, theirs = found["naiad"], found["llama.cpp"]
-    ratios = {
-        test: [round(a / b, 3) for a, b in zip(ours[test], theirs[test], strict=False)]
-        for test in ours
-        if test in theirs
-    }
-    for test in {**ours, **theirs}:
-        cells = [
-            f"{engine} {statistics.median(values[test]):.1f}" for engine, values in found.items() if test in values
-        ]
-        if ratios.get(test):
+    tests = dict.fromkeys(test for rounds in runs.values() for found in rounds for test in found)
+    rates_of = {e: {t: [r[t] for r in rounds if t in r] for t in tests} for e, rounds in runs.items()}
+    neighbours = list(zip(runs["naiad"], runs["llama.cpp"], strict=True))
+    ratios = {t: [round(a[t] / b[t], 3) for a, b in neighbours if t in a and t in b] for t in tests}
+    for test in tests:
+        cells = [f"{e} {statistics.median(values[test]):.1f}" for e, values in rates_of.items() if values[test]]
+        if ratios[test]:
             low, high = min(ratios[test]), max(ratios[test])
             cells.append(f"ratio {statistics.median(ratios[test]):.2f} [{low:.2f} … {high:.2f}]")
         print(f"    {test:<20} " + " | ".join(cells), flush=True)
     for engine, why in failed.items():
         print(f"    {engine}: {why}", flush=True)
-    return {"tokens_per_s": found, "ratios": ratios, "failed": failed}
+    return {"tokens_per_s": rates_of, "ratios": ratios, "failed": failed}
 
 
 def run(folder: Path, options: argparse.Namespace) -> int:

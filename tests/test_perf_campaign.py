@@ -152,19 +152,27 @@ def test_naiads_benchmarks_are_read() -> None:
 
 
 def test_engines_take_turns_and_ratios_are_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a program fails in one of the rounds."""
     calls: list[str] = []
-    speeds = {"naiad": iter([10.0, 30.0, 1.0, 1.0]), "theirs": iter([5.0, 10.0])}
+    speeds = {"naiad": iter([10.0, 30.0, 70.0]), "theirs": iter([5.0, 0.0, 7.0])}
 
     def run_once(line: list[str]) -> dict[str, float]:
         calls.append("naiad" if line[0] == sys.executable else "theirs")
-        if "llama-batched-bench" in line[0]:
-            raise RuntimeError("no room")
-        return {"tg": next(speeds[calls[-1]])}
+        if any("batched-bench" in word for word in line):
+            if calls[-1] == "theirs":
+                raise RuntimeError("no room")
+            return {"tg x 8": 1.0}
+        speed = next(speeds[calls[-1]])
+        if not speed:
+            raise RuntimeError("lost")
+        return {"tg": speed}
 
     monkeypatch.setattr(peer, "run_once", run_once)
-    found = peer.compare(Path(), "x", Namespace(quick=False, repetitions=1, cpu=False, rounds=2))
-    assert calls[:4] == ["naiad", "theirs", "theirs", "naiad"]
-    assert found["ratios"]["tg"] == [2.0, 3.0]
+    found = peer.compare(Path(), "x", Namespace(quick=False, repetitions=1, cpu=False, rounds=3))
+    assert calls[:6] == ["naiad", "theirs", "theirs", "naiad", "naiad", "theirs"]
+    assert found["ratios"] == {"tg": [2.0, 10.0], "tg x 8": []}
+    assert found["tokens_per_s"]["naiad"] == {"tg": [10.0, 30.0, 70.0], "tg x 8": [1.0] * 3}
+    assert found["tokens_per_s"]["llama.cpp"] == {"tg": [5.0, 7.0], "tg x 8": []}
     assert found["failed"] == {"llama.cpp": "no room"}
 
 
