@@ -87,7 +87,13 @@ def logits(decoder: Decoder, tokens: list[int], k_type: str = "f32", v_type: str
     return torch.cat([session.logits(tokens[:-1])[-1:], session.logits(tokens[-1:])])
 
 
-@pytest.mark.parametrize("name", MODELS)
+# What is special about these others have, too.
+SLOW = {"llama-biases", "mistral-window", "mixtral"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
+)
 @pytest.mark.filterwarnings("error:triton leaves:UserWarning")
 def test_logits_equal_the_twins(name: str, build: Build) -> None:
     windowed = "window" in name or name.startswith("gemma")

@@ -170,7 +170,7 @@ def test_masks(mask: str, n_threads: int) -> None:
     ("shape", "k_type", "v_type"),
     [
         (shaped(3, 3, 32), "q8_0", "q8_0"),
-        (shaped(6, 2, 80), "bf16", "fp8"),
+        pytest.param(shaped(6, 2, 80), "bf16", "fp8", marks=pytest.mark.slow),
         pytest.param(shaped(8, 1, 128), "q4_0", "f32", marks=pytest.mark.slow),
         (shaped(2, 1, 256), "q5_1", "iq4_nl"),
         pytest.param(shaped(17, 1, 16), "f32", "f16", marks=pytest.mark.slow),

@@ -234,7 +234,9 @@ def test_a_bounded_queue() -> None:
 # ---- files ----
 
 
-@pytest.mark.parametrize("types", [("f32", "f32"), ("q8_0", "q4_1"), ("fp8", "bf16")], ids=str)
+@pytest.mark.parametrize(
+    "types", [("f32", "f32"), ("q8_0", "q4_1"), pytest.param(("fp8", "bf16"), marks=pytest.mark.slow)], ids=str
+)
 def test_a_cache_goes_to_a_file_and_back(types: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "cache"
     prompt = list(range(3, 103))

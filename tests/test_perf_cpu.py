@@ -125,7 +125,7 @@ def reference(path: str, tokens: list[int]) -> torch.Tensor:
     return Session(decoder, 64).logits(tokens)[-1].float()
 
 
-@pytest.mark.parametrize(("name", "n_batch"), [("dense", 512), ("narrow heads", 7)])
+@pytest.mark.parametrize(("name", "n_batch"), [("dense", 512), pytest.param("narrow heads", 7, marks=pytest.mark.slow)])
 def test_naiad_computes_what_is_timed(models: dict[str, str], name: str, n_batch: int) -> None:
     """However prompts are cut into steps, behind whatever was forgotten."""
     engine = Naiad(models[name], n_threads=1, n_ctx=64, n_seqs=3, dequantize="off")
