@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from bench_layer import LLAMA, Case, launches, make_step
 from kernels import RESULTS
-from timing import describe, find_device
+from timing import describe, find_card_and
 
 Counters = dict[str, Any]
 
@@ -116,11 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.inner is not None:
         inner(options.inner, options.cached)
         return 0
-    device = find_device("cuda")
+    device = find_card_and("ncu", "Nsight Compute")
     if device is None:
-        return 2
-    if shutil.which("ncu") is None:
-        print("no ncu here: it comes with Nsight Compute", file=sys.stderr)
         return 2
     facts = describe(device)
     out = options.out or RESULTS / f"counters-{facts['arch']}.json"

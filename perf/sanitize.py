@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels import PARTS, RESULTS
-from timing import describe, find_device
+from timing import describe, find_card_and
 
 TOOLS = ("memcheck", "racecheck")
 KERNELS = Path(__file__).with_name("kernels.py")
@@ -67,11 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", type=names, default=tuple(PARTS), help=f"of {','.join(PARTS)}; by default all")
     parser.add_argument("--out", type=Path, help="by default results/sanitize-<architecture>.json")
     options = parser.parse_args(argv)
-    device = find_device("cuda")
+    device = find_card_and("compute-sanitizer", "CUDA's toolkit")
     if device is None:
-        return 2
-    if shutil.which("compute-sanitizer") is None:
-        print("no compute-sanitizer here: it comes with CUDA's toolkit", file=sys.stderr)
         return 2
     facts = describe(device)
     out = options.out or RESULTS / f"sanitize-{facts['arch']}.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 
 import stand_in
 import torch
-from random_weights import random_rows as random_rows
+from random_weights import random_rows
 
 from naiad.quant.formats import Format
 from naiad.triton_kernels.tuning import arch_of
@@ -63,6 +64,15 @@ def find_device(name: str) -> torch.device | None:
     else:
         print(f"no {device.type} device here: this needs a GPU with CUDA or ROCm", file=sys.stderr)
     return None
+
+
+def find_card_and(tool: str, origin: str) -> torch.device | None:
+    """The card, or None, with a message on stderr, where there is none or no such program."""
+    device = find_device("cuda")
+    if device is not None and shutil.which(tool) is None:
+        print(f"no {tool} here: it comes with {origin}", file=sys.stderr)
+        return None
+    return device
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -123,12 +123,18 @@ def crossover(bench: LinearBench, few: Tuning, many: Tuning, counts: Sequence[in
     """How many of the row counts, from the first on, are served faster by the table for few rows than by the other."""
     one, other = Candidate("few", few, route=route), Candidate("many", many, route=route)
     for i, rows in enumerate(counts):
-        times = [bench.times([one, other], case, rows) for case in bench.cases]
-        ratios = [t[one] / t[other] if {one, other} <= t.keys() else (1.0 if one in t else NEVER) for t in times]
-        print(f"  {rows:5} rows: {mean(ratios):.3f}")
-        if mean(ratios) > 1:
+        if ratio(bench, one, other, rows) > 1:
             return i
     return len(counts)
+
+
+def ratio(bench: LinearBench, one: Candidate, other: Candidate, rows: int) -> float:
+    """Time of one / time of the other, which is also printed: the mean over all cases, of which one
+    counts as 1 where `other` does not run, and as never where `one` does not."""
+    times = [bench.times([one, other], case, rows) for case in bench.cases]
+    found = mean([t[one] / t[other] if {one, other} <= t.keys() else (1.0 if one in t else NEVER) for t in times])
+    print(f"  {rows:5} rows: {found:.3f}")
+    return found
 
 
 # ---- the parts of an entry --------------------------------------------------------------------------------------
@@ -193,10 +199,7 @@ def tune_shared(bench: LinearBench, table: Tuning) -> SharedTile | None:
     best, other = Candidate("shared", replace(without, shared=shared)), Candidate("others", without)
     least = None
     for rows in reversed([n for n in SHARED_COUNTS if n <= shared.bm]):
-        times = [bench.times([best, other], case, rows) for case in bench.cases]
-        ratio = mean([t[best] / t[other] if {best, other} <= t.keys() else NEVER for t in times])
-        print(f"  {rows:5} rows: {ratio:.3f}")
-        if ratio > 1:
+        if ratio(bench, best, other, rows) > 1:
             break
         least = rows
     return replace(shared, min_rows=least) if least is not None else None

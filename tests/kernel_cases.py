@@ -3,7 +3,8 @@
 from math import prod
 
 import pytest
-import timing
+import random_weights
+import stand_in
 import torch
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import FORMATS, Format
 from naiad.triton_kernels.decode import DECODERS
 from naiad.triton_kernels.weights import PackedWeight
+
+# Before any table of values is read: the gguf package may be missing where there is a GPU.
+stand_in.install()
 
 # Where there is a GPU, kernels run on it; elsewhere in the interpreter.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,7 +41,7 @@ def odd_width(fmt: Format) -> int:
 def random_rows(fmt: Format, *shape: int, scales: Tensor | None = None) -> Tensor:
     """Rows of random blocks, uint8 [..., bytes per row]. Floats make ordinary weights, or are drawn from `scales`."""
     *leading, n_in = shape
-    rows: Tensor = timing.random_rows(fmt, prod(leading), n_in, torch.device("cpu")).view(*leading, -1)
+    rows: Tensor = random_weights.random_rows(fmt, prod(leading), n_in, torch.device("cpu")).view(*leading, -1)
     if scales is None:
         return rows
     blocks, start = rows.view(-1, fmt.type_size), 0

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 import pytest
-import timing
+import random_weights
 import torch
 
 pytest.importorskip("triton")
@@ -212,7 +212,9 @@ class Mixture:
         shapes = ((N_EXPERTS, n_ff, n_embd), (N_EXPERTS, n_ff, n_embd), (N_EXPERTS, n_embd, n_ff))
         stacks, twins = [], []
         for seed, (fmt, shape) in enumerate(zip(fmts, shapes, strict=True)):
-            rows = timing.random_rows(fmt, prod(shape[:2]), shape[2], torch.device("cpu"), seed).view(*shape[:2], -1)
+            rows = random_weights.random_rows(fmt, prod(shape[:2]), shape[2], torch.device("cpu"), seed).view(
+                *shape[:2], -1
+            )
             stacks.append(PackedWeight.pack(rows.to(DEVICE), fmt, shape))
             twins.append(dequantize(rows, fmt).double())
         names = ("gate_bias", "up_bias", "down_bias") if biased else ()

@@ -39,11 +39,6 @@ def load_float(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return load(b, address, F32)
 
 
-@op(types.float32, types.intp)
-def load_half(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    return b.fpext(load(b, address, ir.HalfType()), F32)
-
-
 @op(types.void, types.intp, types.int64)
 def store_int(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
     """An int64."""

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -123,8 +124,7 @@ class Team:
         self._stopped = False
         self._start()
         if hasattr(os, "register_at_fork"):
-            start = weakref.WeakMethod(self._start)
-            os.register_at_fork(after_in_child=lambda: (start() or _nothing)())
+            os.register_at_fork(after_in_child=partial(_start_again, weakref.ref(self)))
 
     def _start(self) -> None:
         """The threads, and a state in which nothing runs; again in a child process, which gets none of them."""
@@ -185,8 +185,10 @@ class Team:
             self.begin(thread)
 
 
-def _nothing() -> None:
-    pass
+def _start_again(team: weakref.ref[Team]) -> None:
+    """In a child process, unless nobody has the team any more."""
+    if (found := team()) is not None:
+        found._start()
 
 
 def _yield_address() -> int:

@@ -22,7 +22,6 @@ from .instructions import emit_lookup
 from .isa import Isa
 from .language import (
     BITS,
-    BYTES,
     F32,
     FLOATS,
     I32,
@@ -184,22 +183,10 @@ def low_half(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
     return _halves(b, words)
 
 
-@op(floats, ints)
-def high_half(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
-    """The float16 in the high 16 bits of each lane."""
-    return _halves(b, b.lshr(words, const(INTS, 16)))
-
-
 @op(ints, ints, types.int64)
 def shift_signed(b: ir.IRBuilder, value: ir.Value, n: ir.Value) -> ir.Value:
     """value >> n with the sign shifted in."""
     return b.ashr(value, splat(b, b.trunc(n, I32)))
-
-
-@op(ints, ints, ints)
-def add_bytes(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-    """64 sums of bytes."""
-    return b.bitcast(b.add(b.bitcast(x, BYTES), b.bitcast(y, BYTES)), INTS)
 
 
 def constant(values: Callable[[Isa], Sequence[int]]) -> Any:
