@@ -2,7 +2,8 @@
 
 It keeps bfloat16 as uint16 and computes with these bits as if they were integers, truncates where it converts to
 bfloat16, and with numpy >= 2.4 Triton 3.6.0 cannot use a tensor of one element as the bound of a range. It also
-prepares the language anew for every function that a kernel calls, which takes more time than all else.
+spends most of its time on what never changes: it prepares the language anew for every function that a kernel calls,
+describes the same types and shapes again for every value, and computes an overflow that nobody looks at.
 """
 
 from __future__ import annotations
@@ -35,13 +36,20 @@ SIGNATURES = {
     "_patch_lang": "fn",
     "GridExecutor.__call__": "self args_dev kwargs",
     "InterpretedFunction.__call__": "self args kwargs",
+    "_get_np_dtype": "tt_dtype",
+    "tl.block_type.__init__": "self element_ty shape",
+    "tl.tensor.__init__": "self handle type",
+    "TritonSemantic.broadcast_impl_value": "self lhs rhs",
+    "TritonSemantic.binary_op_sanitize_overflow_impl": "self lhs rhs binary_op",
 }
 
 
 def repair() -> None:
-    """Make the interpreter compute bfloat16 in float32, rounded to nearest even. Nothing happens without Triton, nor a
-    second time. It imports Triton, which reads TRITON_INTERPRET just then. RuntimeError where Triton's internals are
-    others than those patched here."""
+    """Make the interpreter compute bfloat16 in float32, rounded to nearest even, and remember what it made.
+
+    Nothing happens without Triton, nor a second time. It imports Triton, which reads TRITON_INTERPRET just then.
+    RuntimeError where Triton's internals are others than those patched here.
+    """
     if find_spec("triton") is None:
         return
     from triton.runtime import interpreter as stock
@@ -57,6 +65,8 @@ def repair() -> None:
     _repair_reductions(stock)
     _repair_index(stock)
     _repair_calls(stock)
+    _remember_types(stock)
+    _skip_unread_checks(stock)
     stock.bf16_repaired = True
 
 
@@ -190,3 +200,58 @@ def _repair_calls(stock: Any) -> None:
 
     stock.GridExecutor.__call__ = run_grid
     stock.InterpretedFunction.__call__ = call
+
+
+def _remember_types(stock: Any) -> None:
+    """One object for equal types of blocks, and one for equal shapes of tensors: they are made for every operation."""
+    block_type, find_dtype = stock.tl.block_type, stock._get_np_dtype
+    blocks: dict[Any, Any] = {}
+    shapes: dict[Any, tuple[Any, Any]] = {}
+    dtypes: dict[str, Any] = {}
+    describe_block, describe_tensor = block_type.__init__, stock.tl.tensor.__init__
+    broadcast_others = stock.TritonSemantic.broadcast_impl_value
+
+    def make_block(cls: Any, element_ty: Any, shape: Any) -> Any:
+        sizes = tuple(int(getattr(size, "value", size)) for size in getattr(shape, "value", shape))
+        space, const = getattr(element_ty, "address_space", None), getattr(element_ty, "const", None)
+        key = element_ty.name, space, const, sizes
+        if key not in blocks:
+            blocks[key] = object.__new__(cls)
+            blocks[key].sizes = sizes
+        return blocks[key]
+
+    def fill_block(self: Any, element_ty: Any, shape: Any) -> None:
+        if "name" not in self.__dict__:
+            describe_block(self, element_ty, shape)
+
+    def fill_tensor(self: Any, handle: Any, type: Any) -> None:
+        key = type.sizes if type.is_block() else ()
+        if key not in shapes:
+            describe_tensor(self, handle, type)
+            shapes[key] = self.shape, self.numel
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shapes[key]
+
+    def np_dtype(tt_dtype: Any) -> Any:
+        if tt_dtype.name not in dtypes:
+            dtypes[tt_dtype.name] = find_dtype(tt_dtype)
+        return dtypes[tt_dtype.name]
+
+    def broadcast(self: Any, lhs: Any, rhs: Any) -> Any:
+        return (lhs, rhs) if lhs.shape is rhs.shape else broadcast_others(self, lhs, rhs)
+
+    block_type.__new__, block_type.__init__ = make_block, fill_block
+    stock.TritonSemantic.broadcast_impl_value = broadcast
+    stock.tl.tensor.__init__ = fill_tensor
+    stock._get_np_dtype = np_dtype
+
+
+def _skip_unread_checks(stock: Any) -> None:
+    """Whether integers overflow is asserted in debug mode alone, but computed for every sum and product."""
+    check = stock.TritonSemantic.binary_op_sanitize_overflow_impl
+
+    def checked(self: Any, lhs: Any, rhs: Any, binary_op: Any) -> None:
+        if self.builder.options.debug:
+            check(self, lhs, rhs, binary_op)
+
+    stock.TritonSemantic.binary_op_sanitize_overflow_impl = checked
