@@ -48,8 +48,7 @@ class AsyncLLM:
     ) -> Completion:
         """As LLM.generate, for one prompt; gather several for a batch."""
         generation = await self.start(prompt, params, priority=priority, **changes)
-        text = "".join([piece async for piece in self.pieces(generation)])
-        return generation.checked(text)
+        return generation.completion("".join([piece async for piece in self.pieces(generation)]))
 
     async def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, priority: int = 0, **changes: Any
@@ -95,7 +94,7 @@ class AsyncLLM:
 
     @staticmethod
     async def pieces(generation: Generation) -> AsyncIterator[str]:
-        """The text of a generation as it comes."""
+        """The text of a generation as it comes; raises what it failed with."""
         loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
@@ -112,6 +111,7 @@ class AsyncLLM:
                 if piece:
                     yield piece
                 if generation.ended:
+                    generation.check()
                     return
                 if not generation.pending:
                     await news.wait()

@@ -55,7 +55,10 @@ class Completion:
 
 
 class Generation:
-    """A request under way: iterate for pieces of text, then ask for the completion. Closed before its end, it ends."""
+    """A request under way: iterate for pieces of text, then ask for the completion. Closed before its end, it ends.
+
+    Iterating raises what the request failed with: what came before is not the whole text.
+    """
 
     def __init__(self, engine: Engine, handle: Handle, tokenizer: Tokenizer) -> None:
         self.finish_reason: str | None = None
@@ -105,6 +108,11 @@ class Generation:
         return text
 
     def __iter__(self) -> Iterator[str]:
+        yield from self.pieces()
+        self.check()
+
+    def pieces(self) -> Iterator[str]:
+        """As iterating, but a request that fails only ends: `finish_reason` says "error"."""
         try:
             while not self.ended:
                 if not self.pending:
@@ -142,8 +150,7 @@ class Generation:
         tokens, logprobs = tuple(self.tokens), tuple(h.logprobs[:n])
         return Completion(text, tokens, self.finish_reason or "cancelled", timings, logprobs, h.error)
 
-    def checked(self, text: str) -> Completion:
-        """The completion; RuntimeError where the request ended with an error."""
+    def check(self) -> None:
+        """RuntimeError if the request has failed."""
         if self.finish_reason == "error":
             raise RuntimeError(self.handle.error)
-        return self.completion(text)

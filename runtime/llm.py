@@ -168,7 +168,7 @@ class LLM:
     def close(self) -> None:
         """Ends what is running and lets go of weights and cache; the object cannot be used afterwards."""
         if hasattr(self, "engine"):
-            self.engine.abort_all("the model was closed")
+            self.engine.close("the model was closed")
             del self.engine, self.decoder
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -224,7 +224,7 @@ class LLM:
                     raise ValueError(f"prompt {i}: {error}") from None
             completions = []
             for generation in tqdm(generations, desc="generating", unit="prompt", disable=not progress):
-                completions.append(generation.completion("".join(generation)))
+                completions.append(generation.completion("".join(generation.pieces())))
         finally:
             for generation in generations:
                 generation.close()
@@ -241,7 +241,7 @@ class LLM:
                     raise
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Iterator[str]:
-        """As generate, but yields the text in pieces, never half a character."""
+        """As generate, but yields the text in pieces, never half a character; raises at its end what it failed with."""
         return iter(self.start(prompt, params, **changes))
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **changes: Any) -> Completion:
@@ -309,7 +309,7 @@ class LLM:
 
     @staticmethod
     def _finish(generation: Generation) -> Completion:
-        return generation.checked("".join(generation))
+        return generation.completion("".join(generation))
 
 
 def _token(value: Any) -> int:

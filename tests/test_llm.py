@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,43 @@ def test_an_error_while_running(llm: LLM, alone: list[str], monkeypatch: pytest.
     assert llm.generate(PROMPTS[0], GREEDY).text == alone[0]
 
 
+def fails_at(llm: LLM, n: int, patch: pytest.MonkeyPatch) -> None:
+    """The n-th step from now on fails on the device."""
+    launch, steps = llm.engine.runner.launch, iter(range(1, 10_000))
+
+    def breaking(step: Any) -> Any:
+        if next(steps) == n:
+            raise MemoryError("out of device memory")
+        return launch(step)
+
+    patch.setattr(llm.engine.runner, "launch", breaking)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6])
+def test_a_stream_that_fails_says_so(llm: LLM, alone: list[str], n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its prompt, at its first token, later: what came is given out, and then the error."""
+    messages = [{"role": "user", "content": "Hello"}]
+    streams: list[Callable[[], Iterator[str]]] = [
+        lambda: llm.stream(PROMPTS[0], GREEDY),
+        lambda: llm.chat_stream(messages, GREEDY),
+        lambda: iter(llm.start(PROMPTS[0], GREEDY)),
+    ]
+    for stream in streams:
+        pieces: list[str] = []
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="MemoryError: out of device memory"):
+            fails_at(llm, n, patch)
+            for piece in stream():
+                pieces.append(piece)
+        assert len("".join(pieces)) > 0 or n < 6
+    generation = llm.start(PROMPTS[0], GREEDY)
+    with monkeypatch.context() as patch:
+        fails_at(llm, n, patch)
+        text = "".join(generation.pieces())
+    assert alone[0].startswith(text)
+    assert generation.completion(text).finish_reason == "error"
+    assert llm.generate(PROMPTS[0], GREEDY).text == alone[0]
+
+
 def test_logprobs_come_with_the_completion(llm: LLM) -> None:
     completion = llm.generate(PROMPTS[0], GREEDY, n_probs=2)
     assert [p.token for p in completion.logprobs] == list(completion.tokens)
@@ -217,6 +256,79 @@ def test_an_engine_that_stops_tells_everybody(
     run(work)
 
 
+def test_a_stream_of_asyncio_that_fails_says_so(
+    asynchronous: AsyncLLM, alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+
+    async def read(stream: AsyncIterator[str]) -> None:
+        async for _ in stream:
+            pass
+
+    makes: list[Callable[[], AsyncIterator[str]]] = [
+        lambda: asynchronous.stream(PROMPTS[0], GREEDY),
+        lambda: asynchronous.chat_stream(messages),
+    ]
+
+    async def work() -> None:
+        for make in makes:
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of device memory"):
+                fails_at(asynchronous.llm, 4, patch)
+                await read(make())
+        assert (await asynchronous.generate(PROMPTS[0], GREEDY)).text == alone[0]
+
+    run(work)
+
+
+def test_streams_of_an_engine_that_is_closed_say_so() -> None:
+    """Those that run, and those that still wait for their turn."""
+
+    async def work() -> None:
+        llm = AsyncLLM(device="cpu", max_seqs=1)
+        endless = SamplingParams(temperature=0, ignore_eos=True)
+        seen: list[str] = []
+
+        async def read(prompt: str) -> None:
+            async for piece in llm.stream(prompt, endless):
+                seen.append(piece)
+
+        tasks = [asyncio.create_task(read(prompt)) for prompt in PROMPTS[:3]]
+        while not seen:
+            await asyncio.sleep(0.001)
+        await llm.close()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [RuntimeError] * 3
+        with pytest.raises(RuntimeError, match="the model was closed"):
+            await read(PROMPTS[3])
+
+    run(work)
+
+
+def test_an_interpreter_that_ends_waits_for_the_step_under_way(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[Callable[[], None]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(atexit, "register", registered.append)
+        asynchronous = AsyncLLM(llm)
+    generation = llm.start(PROMPTS[0], SamplingParams(temperature=0, ignore_eos=True))
+    while not generation.pending:
+        time.sleep(0.001)
+    (at_exit,) = registered
+    at_exit()
+    assert not asynchronous._thread._thread.is_alive()
+    n_steps = llm.engine.n_steps
+    asynchronous._thread.close()
+    assert llm.engine.n_steps == n_steps
+    with pytest.raises(RuntimeError, match="the engine was closed"):
+        "".join(generation)
+
+
+def test_a_request_that_comes_while_an_engine_closes_is_refused() -> None:
+    with LLM(device="cpu", max_seqs=1) as closing:
+        engine = closing.engine
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        engine.submit([1, 2], GREEDY)
+
+
 def test_a_bounded_queue() -> None:
     async def work() -> None:
         async with AsyncLLM(device="cpu", max_seqs=1, max_queue=1) as llm:
@@ -295,7 +407,8 @@ def test_a_closed_model_is_gone() -> None:
     llm = LLM(device="cpu", max_seqs=1)
     generation = llm.start(PROMPTS[0], GREEDY)
     llm.close()
-    assert "".join(generation) == ""
+    with pytest.raises(RuntimeError, match="the model was closed"):
+        "".join(generation)
     assert generation.finish_reason == "error"
     llm.close()
 

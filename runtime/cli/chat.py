@@ -48,7 +48,7 @@ class Conversation:
             raise
         pieces: list[str] = []
         try:
-            for piece in generation:
+            for piece in generation.pieces():
                 pieces.append(piece)
                 yield piece
             if generation.finish_reason == "error":

@@ -98,7 +98,7 @@ def _continue_text(llm: LLM, prompt: str, params: SamplingParams, *, display_pro
     if display_prompt:
         print(prompt, end="", flush=True)
     with Interrupt() as interrupt:
-        for piece in generation:
+        for piece in generation.pieces():
             print(piece, end="", flush=True)
             if interrupt.pressed:
                 break

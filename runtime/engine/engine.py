@@ -93,6 +93,7 @@ class Engine:
         self._in_flight: tuple[Step, Results] | None = None
         self._calls: deque[Callable[[], None]] = deque()
         self._leaving: deque[Request] = deque()
+        self._closed: str | None = None
         self.n_steps = 0
         # A thread that steps by itself (thread.py) is woken when there is something to do.
         self.threaded = False
@@ -112,7 +113,7 @@ class Engine:
     ) -> Handle:
         """A new request. timeout: seconds from now after which it ends.
 
-        ValueError for what cannot be run at all, QueueFull where too many are waiting.
+        ValueError for what cannot be run at all, QueueFull where too many are waiting, RuntimeError after `close`.
         """
         params = params or SamplingParams()
         self.vocabulary.check(prompt, params)
@@ -128,6 +129,8 @@ class Engine:
         breakers = self.vocabulary.breakers(params)
         handle = Handle(request, params, breakers, submitted=time.perf_counter(), listener=listener)
         with self._lock:
+            if self._closed is not None:
+                raise RuntimeError(self._closed)
             self.scheduler.submit(request)
             self._handles[request] = handle
         self.wake()
@@ -244,6 +247,12 @@ class Engine:
         """Ends every request with an error."""
         with self._stepping:
             self._abort(reason)
+
+    def close(self, reason: str) -> None:
+        """Ends every request with an error, and takes no further one."""
+        with self._lock:
+            self._closed = reason
+        self.abort_all(reason)
 
     def _abort(self, reason: str) -> None:
         with self._lock:

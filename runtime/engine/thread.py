@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 
 from .engine import Engine
@@ -9,7 +10,10 @@ from .engine import Engine
 
 class EngineThread:
     """Steps while there is work, sleeps while there is none. If stepping itself fails, the requests that are there end
-    with that error (Engine.step sees to it), and later ones are tried again."""
+    with that error (Engine.step sees to it), and later ones are tried again.
+
+    The interpreter ends after the step under way: a thread that it ends within native code would abort the process.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -17,6 +21,7 @@ class EngineThread:
         engine.threaded, engine.wake = True, self._work.set
         self._thread = threading.Thread(target=self._run, name="naiad engine", daemon=True)
         self._thread.start()
+        atexit.register(self._stop)
 
     def _run(self) -> None:
         while not self._closing:
@@ -28,11 +33,16 @@ class EngineThread:
             if not busy and not self._closing:
                 self._work.wait()
 
-    def close(self) -> None:
-        """Ends what is running and waits for the thread."""
+    def _stop(self) -> None:
+        """No step begins any more; waits for the one under way."""
         self._closing = True
         self._work.set()
         self._thread.join()
+
+    def close(self) -> None:
+        """Ends what is running and waits for the thread."""
+        self._stop()
+        atexit.unregister(self._stop)
         self.engine.threaded = False
         self.engine.abort_all("the engine was closed")
         # Whoever still waits for something to be done between steps gets it.
