@@ -320,14 +320,15 @@ def _token(value: Any) -> int:
         raise TypeError(f"expected token ids as integers, found {value!r}") from None
 
 
-def _announcement(*, wanted: bool) -> Callable[[str], None]:
+def _announcement(*, wanted: bool) -> Callable[[str, bool], None]:
     """Says at the first kernel that is compiled what takes so long."""
     told = not wanted
 
-    def announce(kernel: str) -> None:
+    def announce(kernel: str, kept: bool) -> None:
         nonlocal told
         if not told:
-            print("compiling kernels for this processor, which the next start need not do ...", file=sys.stderr)
+            once = ", which the next start need not do" if kept else ""
+            print(f"compiling kernels for this processor{once} ...", file=sys.stderr)
         told = True
 
     return announce

@@ -44,7 +44,7 @@ class ModelOptions:
     route: "int8" quantises activations to 8 bits where quantised weights are multiplied faster that way, as llama.cpp
     does; "exact" never does.
     batch_invariant: on a GPU, results do not depend on what else is in the batch, at some cost.
-    threads: of what runs on the CPU. on_compile: told the name of every kernel that is compiled for it.
+    threads: of what runs on the CPU. on_compile: see cpu_kernels.kernel.Compiler.
     """
 
     device: str | None = None
@@ -58,7 +58,7 @@ class ModelOptions:
     route: Literal["int8", "exact"] = "int8"
     batch_invariant: bool = False
     threads: ThreadOptions = field(default_factory=ThreadOptions)
-    on_compile: Callable[[str], None] = lambda name: None
+    on_compile: Callable[[str, bool], None] = lambda name, kept: None
 
     def __post_init__(self) -> None:
         if self.dequantize not in ("auto", "on", "off"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -12,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from naiad.loaders.private import user_cache
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import Format
-from naiad.runtime.cpu_kernels import CACHE_FOLDER
 from naiad.runtime.cpu_kernels.isa import ISAS
 from naiad.runtime.cpu_kernels.kernel import Compiler, this_host
 from naiad.runtime.cpu_kernels.programs import Program
@@ -23,7 +22,7 @@ from naiad.runtime.cpu_kernels.tiles import items, n_strips, pack_strips, strip_
 
 N_THREADS = 2
 # Where all kernels are kept: compiling is most of the time that these tests take.
-FOLDER = Path.home() / CACHE_FOLDER
+FOLDER = user_cache("kernels")
 
 
 def runnable_isas() -> list[str]:

@@ -186,3 +186,16 @@ def test_the_faster_route_is_measured_once(tmp_path: Path) -> None:
     (tmp_path / "routes.json").write_text("[1, {")
     seconds["bfloat16"] = 1.9
     assert cpu_routes.fastest_route(kernels, lambda route: seconds[route]) == "int8"
+
+
+def test_a_planted_route_is_neither_read_nor_followed(tmp_path: Path) -> None:
+    kernels = replace(make_kernels(ThreadOptions(n_threads=1)), compiler=Compiler(this_host(), tmp_path / "kept"))
+    seconds = {"int8": 2.0, "float32": 3.0, "bfloat16": 1.0}
+    assert cpu_routes.fastest_route(kernels, lambda route: seconds[route]) == "bfloat16"
+    routes, precious = tmp_path / "kept" / "routes.json", tmp_path / "precious"
+    precious.write_text(routes.read_text().replace("bfloat16", "float32"))
+    routes.unlink()
+    routes.symlink_to(precious)
+    before = precious.read_text()
+    assert cpu_routes.fastest_route(kernels, lambda route: seconds[route]) == "bfloat16"
+    assert precious.read_text() == before and not routes.is_symlink()

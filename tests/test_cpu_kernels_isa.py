@@ -24,7 +24,9 @@ from naiad.runtime.cpu_kernels.kernel import Compiler, Host, compiled, optimised
 from naiad.runtime.cpu_kernels.product import product
 from naiad.runtime.cpu_kernels.rows import dense
 from naiad.runtime.cpu_kernels.scalars import store_float
+from naiad.runtime.cpu_kernels.team import post
 from naiad.runtime.cpu_kernels.tiles import pack_strips
+from naiad.runtime.llm import _announcement
 
 LINUX, ARM_LINUX = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 HOSTS = {
@@ -174,25 +176,60 @@ def test_damaged_files_are_compiled_again(kept: Path, damage: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
-@pytest.mark.parametrize("whose", ["everybody's", "somebody else's"])
+@pytest.mark.parametrize("whose", ["everybody's", "a group's", "somebody else's"])
 def test_folders_of_others_are_not_used(kept: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in kept.iterdir())
-    if whose == "everybody's":
-        kept.chmod(0o777)
+    if whose == "somebody else's":
+        me = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: me + 1)
     else:
-        me = os.getuid()
-        monkeypatch.setattr(os, "getuid", lambda: me + 1)
+        kept.chmod(0o777 if whose == "everybody's" else 0o770)
+    told: list[tuple[str, bool]] = []
+    compiler = Compiler(this_host(), kept, on_compile=lambda *what: told.append(what))
     try:
-        assert compile_count(kept) == 1
+        with pytest.warns(UserWarning, match="kernels are compiled at every start, as they cannot be kept: ") as noted:
+            assert compiler.address(quantise) and compiler.address(post)
     finally:
         kept.chmod(0o700)
+    assert told == [("quantise", False), ("post", False)] and len(noted) == 1
     assert sorted((path.name, path.stat().st_mtime_ns) for path in kept.iterdir()) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
+@pytest.mark.parametrize("planted", ["writable by a group", "with a second name", "a link"])
+def test_files_of_others_are_compiled_again(kept: Path, planted: str, tmp_path: Path) -> None:
+    (path,) = kept.glob("*.o")
+    if planted == "writable by a group":
+        path.chmod(0o660)
+    elif planted == "with a second name":
+        os.link(path, tmp_path / "other")
+    else:
+        path.rename(tmp_path / "other").chmod(0o600)
+        path.symlink_to(tmp_path / "other")
+    assert compile_count(kept) == 1
+    assert compile_count(kept) == 0
 
 
 def test_without_a_place_to_write_it_works(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert compile_count(tmp_path / "file") == 1
-    assert Compiler(this_host(), None).address(quantise)
+    with pytest.warns(UserWarning, match="cannot be kept: .*file is no folder"):
+        assert compile_count(tmp_path / "file") == 1
+    told: list[tuple[str, bool]] = []
+    assert Compiler(this_host(), None, on_compile=lambda *what: told.append(what)).address(quantise)
+    assert told == [("quantise", False)]
+
+
+def test_who_waits_is_told_what_the_next_start_need_not_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler = Compiler(this_host(), tmp_path, on_compile=_announcement(wanted=True))
+    assert compiler.address(quantise)
+    assert capsys.readouterr().err == "compiling kernels for this processor, which the next start need not do ...\n"
+    # As on a read-only file system, where root may not write, either.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    compiler = Compiler(this_host(), tmp_path, on_compile=_announcement(wanted=True))
+    assert compiler.address(post)
+    assert capsys.readouterr().err == "compiling kernels for this processor ...\n"
 
 
 def test_other_sources_are_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

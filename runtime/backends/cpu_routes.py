@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import torch
 
+from ...loaders.private import PrivateFolder
 from ..cpu_kernels import Kernels
 
 Route = Literal["int8", "float32", "bfloat16"]
@@ -23,18 +23,20 @@ MIN_ROWS = 64
 # torch has to win by this much, since with it layers run in many calls instead of one.
 MARGIN = 0.8
 REPETITIONS = 3
+FILE, MAX_BYTES = "routes.json", 2**20
 
 
 def fastest_route(kernels: Kernels, measure: Callable[[Route], float]) -> Route:
     """The route for prompts. measure: seconds that a product takes by each."""
-    path = _file(kernels)
-    known = _read(path)
+    folder = kernels.compiler.private()
+    known = _read(folder)
     key = f"{kernels.compiler.host.cpu} {kernels.plans.batch.n_threads} torch-{torch.__version__}"
     if known.get(key) not in ROUTES:
         seconds = {route: min(measure(route) for _ in range(REPETITIONS)) for route in ROUTES}
         best = min(ROUTES[1:], key=lambda route: seconds[route])
         known[key] = best if seconds[best] < MARGIN * seconds["int8"] else "int8"
-        _write(path, known)
+        if folder is not None:
+            folder.write(FILE, json.dumps(known, indent=1).encode())
     found: Route = known[key]  # type: ignore[assignment]
     return found
 
@@ -46,22 +48,10 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _file(kernels: Kernels) -> Path | None:
-    folder = kernels.compiler.folder
-    return None if folder is None else folder / "routes.json"
-
-
-def _read(path: Path | None) -> dict[str, str]:
+def _read(folder: PrivateFolder | None) -> dict[str, str]:
+    data = folder.read(FILE, MAX_BYTES) if folder is not None else None
     try:
-        found = json.loads(path.read_text()) if path is not None else {}
-    except (OSError, ValueError):
+        found = json.loads(data or b"{}")
+    except (ValueError, RecursionError):
         return {}
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
-
-
-def _write(path: Path | None, known: dict[str, str]) -> None:
-    try:
-        if path is not None:
-            path.write_text(json.dumps(known, indent=1))
-    except OSError:
-        pass

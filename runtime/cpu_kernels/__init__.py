@@ -6,15 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
+from ...loaders.private import user_cache
 from ..threads import ThreadOptions, ThreadPlan, ThreadPlans, plan_threads, set_priority
 from .kernel import Compiler, this_host
 from .programs import Program
 from .team import Team
-
-# Object code of kernels, below the user's folder.
-CACHE_FOLDER = Path(".cache", "naiad", "kernels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,7 @@ class Kernels:
         return max(self.decode.n_threads, self.batch.n_threads)
 
 
-def make_kernels(threads: ThreadOptions, on_compile: Callable[[str], None] = lambda name: None) -> Kernels:
+def make_kernels(threads: ThreadOptions, on_compile: Callable[[str, bool], None] = lambda name, kept: None) -> Kernels:
     """Threads as asked for, shared by all models of the process that ask alike. on_compile: see Compiler.
 
     ValueError for threads that this machine cannot give.
@@ -56,11 +53,7 @@ def make_kernels(threads: ThreadOptions, on_compile: Callable[[str], None] = lam
 
 @cache
 def _compiler() -> Compiler:
-    try:
-        folder = Path.home() / CACHE_FOLDER
-    except RuntimeError:
-        folder = None
-    return Compiler(this_host(), folder)
+    return Compiler(this_host(), user_cache("kernels"))
 
 
 @cache

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-import stat
-import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,12 +20,15 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from ...loaders.private import PrivateFolder, private_folder
 from .isa import Isa, find_isa
 
 # counter, thread, n_threads: see programs.py.
 N_TASK = 3
 # Files end with a SHA-256 of the rest.
 DIGEST_BYTES = 32
+# No kernel is as large; a file that is was not written by `_object`.
+MAX_BYTES = 2**25
 # Operations of LLVM that become calls of a library.
 LIBM = {"exp", "exp2", "exp10", "log", "log2", "log10", "sin", "cos", "tan", "pow", "powi", "ldexp", "frexp"}
 _lock = threading.RLock()
@@ -59,14 +60,16 @@ def serves(host: Host) -> bool:
 class Compiler:
     """Makes kernels for a host.
 
-    folder: where object code is kept; None keeps none, and one that others may write to is not used. on_compile: told
-    the name of every kernel that is compiled, which takes about a second each.
+    folder: where object code is kept; None keeps none, and one that others could have written to is not used, with a
+    warning. on_compile: told the name of every kernel that is compiled, which takes about a second each, and whether it
+    will be kept.
     """
 
     host: Host
     folder: Path | None
-    on_compile: Callable[[str], None] = lambda name: None
+    on_compile: Callable[[str, bool], None] = lambda name, kept: None
     n_compiled: int = 0
+    _private: PrivateFolder | None = None
     _addresses: dict[tuple[str, tuple[Any, ...]], int] = field(default_factory=dict)
     _engine: Any = None
 
@@ -78,21 +81,31 @@ class Compiler:
                 self._addresses[key] = self._loaded(self._object(kernel, constants), _symbol(kernel, constants))
             return self._addresses[key]
 
+    def private(self) -> PrivateFolder | None:
+        """The folder, if what lies there can be trusted."""
+        if self.folder is not None and self._private is None:
+            try:
+                self._private = private_folder(self.folder)
+            except OSError as error:
+                warnings.warn(f"kernels are compiled at every start, as they cannot be kept: {error}", stacklevel=2)
+                self.folder = None
+        return self._private
+
     def _object(self, kernel: Kernel, constants: tuple[Any, ...]) -> bytes:
-        path = None
-        if self.folder is not None and _is_ours(self.folder):
+        folder, name = self.private(), ""
+        if folder is not None:
             digest = hashlib.sha256(
                 repr((_sources(), str(self.host), llvmlite.__version__, kernel.name, constants)).encode()
             ).hexdigest()
-            path = self.folder / f"{kernel.name}-{digest[:32]}.o"
-            kept = _read(path)
+            name = f"{kernel.name}-{digest[:32]}.o"
+            kept = _whole(folder.read(name, MAX_BYTES))
             if kept is not None:
                 return kept
-        self.on_compile(kernel.name)
+        self.on_compile(kernel.name, folder is not None and folder.writable)
         self.n_compiled += 1
         code = compiled(kernel, constants, self.host)
-        if path is not None:
-            _write(path, code)
+        if folder is not None:
+            folder.write(name, code + hashlib.sha256(code).digest())
         return code
 
     def _loaded(self, code: bytes, symbol: str) -> int:
@@ -198,31 +211,7 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody else may have put there what this process would execute."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return True  # It will be made.
-    return sys.platform == "win32" or (found.st_uid == os.getuid() and not found.st_mode & stat.S_IWOTH)
-
-
-def _read(path: Path) -> bytes | None:
-    """Object code as `_write` left it; None where there is none, or it is damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    code = data[:-DIGEST_BYTES]
-    return code if hashlib.sha256(code).digest() == data[-DIGEST_BYTES:] else None
-
-
-def _write(path: Path, code: bytes) -> None:
-    """In one piece, whoever else writes the same; without a place to write, the next process compiles again."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_bytes(code + hashlib.sha256(code).digest())
-        part.replace(path)
-    except OSError:
-        pass
+def _whole(data: bytes | None) -> bytes | None:
+    """Object code without its digest; None where there is none, or it is damaged."""
+    code = data[:-DIGEST_BYTES] if data is not None else b""
+    return code if data is not None and hashlib.sha256(code).digest() == data[-DIGEST_BYTES:] else None
