@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, overload
 import torch
 from tqdm import tqdm
 
-from ..loaders.chat_template import ChatTemplate, adapt_messages, template_for
+from ..loaders.chat_template import BrokenTemplate, ChatTemplate, adapt_messages, template_for
 from ..loaders.open import open_model
 from ..loaders.stored import ModelSource
 from ..loaders.tokenizer import Tokenizer
@@ -114,7 +114,7 @@ class LLM:
         self.path = Path(model) if model is not None else demo_model()
         source = open_model(self.path, use_mmap=use_mmap)
         self.kv = source.kv
-        self.tokenizer = Tokenizer.from_kv(source.kv)
+        self.tokenizer = Tokenizer.from_source(source)
         self.default_params = recommended_params(source.kv)
         self.chat_template = self._template(chat_template)
         self.memory = self._plan_memory(source, options, engine_options, use_mmap)
@@ -154,7 +154,13 @@ class LLM:
 
     def _template(self, override: str | None) -> ChatTemplate | None:
         bos, eos = self._text(self.tokenizer.bos_id), self._text(self.tokenizer.eos_id)
-        return template_for(self.kv, bos_token=bos, eos_token=eos, override=override)
+        try:
+            return template_for(self.kv, bos_token=bos, eos_token=eos, override=override, file=str(self.path))
+        except ValueError as error:
+            if override is not None:
+                raise
+            # Only chats need it.
+            return BrokenTemplate(error)
 
     def _text(self, token: int | None) -> str:
         return "" if token is None else self.tokenizer.token_text(token)

@@ -228,6 +228,37 @@ def test_internals_are_out_of_reach(source: str) -> None:
     assert prompt in ("", "[Undefined]")
 
 
+# Filter and call blocks print whatever their filter or function returns.
+BLOCKS = {
+    "list": "{% filter list %}a{% endfilter %}",
+    "undefined": "{% filter attr('x') %}a{% endfilter %}",
+    "nothing": "{% filter first %}{% endfilter %}",
+    "number": "{% filter length %}abc{% endfilter %}",
+    "truth": "{% filter default(true) %}{% endfilter %}{% filter int %}7{% endfilter %}",
+    "generator": "{% filter batch(2) %}abc{% endfilter %}",
+    "map": "{% filter map('upper') %}abc{% endfilter %}",
+    "dict": "{% call dict() %}{% endcall %}",
+    "namespace": "{% call namespace() %}{% endcall %}",
+    "in a macro": "{% macro m() %}{% filter list %}a{% endfilter %}{% endmacro %}{{ m() }}",
+    "in a set": "{% set x %}{% call dict() %}{% endcall %}{% endset %}{{ x }}",
+    "in a loop": "{% for m in messages %}{% filter length %}a{% endfilter %}{% endfor %}",
+    "in a block": "{% filter upper %}{% filter list %}a{% endfilter %}{% endfilter %}",
+}
+
+
+@pytest.mark.parametrize("source", BLOCKS.values(), ids=BLOCKS.keys())
+def test_blocks_that_give_no_text_are_refused(source: str) -> None:
+    with pytest.raises(ValueError, match=r"the chat template.*(TypeError|has no attribute|must be text)"):
+        ChatTemplate(source).render(MESSAGES)
+
+
+def test_blocks_that_give_text_are_printed() -> None:
+    source = (
+        "{% filter upper %}a{% endfilter %}{% macro m() %}<{{ caller() }}>{% endmacro %}{% call m() %}b{% endcall %}"
+    )
+    assert ChatTemplate(source).render(MESSAGES) == "A<b>"
+
+
 @pytest.mark.parametrize(
     "source",
     [

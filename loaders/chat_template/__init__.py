@@ -2,6 +2,15 @@
 
 from .builtin import BUILTIN, builtin_template
 from .messages import Takes, adapt_messages, takes
-from .template import ChatTemplate, template_for
+from .template import BrokenTemplate, ChatTemplate, template_for
 
-__all__ = ["BUILTIN", "ChatTemplate", "Takes", "adapt_messages", "builtin_template", "takes", "template_for"]
+__all__ = [
+    "BUILTIN",
+    "BrokenTemplate",
+    "ChatTemplate",
+    "Takes",
+    "adapt_messages",
+    "builtin_template",
+    "takes",
+    "template_for",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
@@ -22,16 +22,25 @@ KEY = "tokenizer.chat_template"
 class ChatTemplate:
     """A compiled template. Rendering is safe for untrusted templates and from several threads.
 
-    source, bos_token, eos_token, name: as given; name appears in error messages.
+    source, bos_token, eos_token, name: as given; name and file appear in error messages.
     """
 
-    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", name: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        name: str | None = None,
+        file: str | None = None,
+    ) -> None:
         """Raises ValueError, with the line, for text that is not a Jinja template."""
         self.source, self.bos_token, self.eos_token, self.name = source, bos_token, eos_token, name
+        self._file = f"{file}: " if file else ""
         if not isinstance(source, str):
-            raise ValueError(f"a chat template must be text, found {type(source).__name__}")
+            raise ValueError(f"{self._file}a chat template must be text, found {type(source).__name__}")
         if len(source) > MAX_SOURCE:
-            raise ValueError(f"a chat template has {len(source)} characters, the limit is {MAX_SOURCE}")
+            raise ValueError(f"{self._file}a chat template has {len(source)} characters, the limit is {MAX_SOURCE}")
         try:
             self._template = compile_template(source)
         except TemplateSyntaxError as error:
@@ -67,6 +76,8 @@ class ChatTemplate:
         chunks, n_chars = [], 0
         try:
             for chunk in self._template.root_render_func(context):
+                if not isinstance(chunk, str):  # of {% filter %} and {% call %}, whose values nothing else checks
+                    raise TypeError(f"a block's result must be text, found {type(chunk).__name__}")
                 n_chars += len(chunk)
                 if n_chars > MAX_OUTPUT:
                     raise LimitError(f"the prompt is longer than {MAX_OUTPUT} characters")
@@ -97,7 +108,18 @@ class ChatTemplate:
     def _message(self, error: Exception, line: int | None) -> str:
         where = f"chat template {self.name!r}" if self.name else "the chat template"
         what = str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
-        return f"{where}{'' if line is None else f', line {line}'}: {what[:MAX_ERROR]}"
+        return f"{self._file}{where}{'' if line is None else f', line {line}'}: {what[:MAX_ERROR]}"
+
+
+class BrokenTemplate(ChatTemplate):
+    """Stands for a model's template that cannot be used: whatever needs it gets the error, and nothing else does."""
+
+    def __init__(self, error: ValueError) -> None:
+        self.source = self.bos_token = self.eos_token = ""
+        self.name, self.error = None, error
+
+    def render(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(f"{self.error}; another template can be given instead (--chat-template)") from self.error
 
 
 def template_for(
@@ -107,23 +129,26 @@ def template_for(
     eos_token: str,
     override: str | None = None,
     variant: str | None = None,
+    file: str | None = None,
 ) -> ChatTemplate | None:
     """The template of a model with this metadata, or None if it has none.
 
     override: what stands after --chat-template, the name of a built-in template or Jinja text; it replaces the
     model's. variant: asks for the model's further template of that name ("tool_use", "rerank"), which no override
-    replaces. Raises ValueError for unknown names and for templates that do not compile.
+    replaces. file: where the metadata comes from. Raises ValueError for unknown names and for templates that do not
+    compile.
     """
     if override is not None and variant is None:
-        source, name = _overriding(override)
+        (source, name), file = _overriding(override), None
     else:
         name = KEY if variant is None else f"{KEY}.{variant}"
         source = kv.get(name, "")
         if not isinstance(source, str):
-            raise ValueError(f"{name} must be text, found {type(source).__name__}")
+            where = f"{file}: " if file else ""
+            raise ValueError(f"{where}{name} must be text, found {type(source).__name__}")
         if not source:
             return None
-    return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token, name=name)
+    return ChatTemplate(source, bos_token=bos_token, eos_token=eos_token, name=name, file=file)
 
 
 def _overriding(override: str) -> tuple[str, str]:

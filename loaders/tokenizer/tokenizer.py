@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .bpe import BPE
 from .eog import Attr
@@ -16,6 +16,9 @@ from .ugm import UGM
 from .unicode import well_formed
 from .vocab import EMBEDDED_KEY, PREFIX, Vocab
 from .wpm import WPM
+
+if TYPE_CHECKING:
+    from ..stored import ModelSource
 
 
 class Encoder(Protocol):
@@ -70,12 +73,20 @@ class Tokenizer:
         return cls(vocab, encoder)
 
     @classmethod
+    def from_source(cls, source: ModelSource) -> Tokenizer:
+        """From an open model; errors name its file."""
+        try:
+            return cls.from_kv(source.kv)
+        except ValueError as error:
+            raise ValueError(f"{source.name}: {error}") from None
+
+    @classmethod
     def from_gguf(cls, path: str | Path) -> Tokenizer:
         # The reader loads torch, which a tokenizer from metadata does without.
         from ..gguf import GGUFFile
 
         with GGUFFile(path) as file:
-            return cls.from_kv(file.kv)
+            return cls.from_source(file)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Tokens of `text`, as llama_tokenize.

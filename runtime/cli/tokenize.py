@@ -30,7 +30,7 @@ PARSER = Parser(
 
 
 def main(values: dict[str, Any]) -> int:
-    tokenizer = Tokenizer.from_kv(GGUFFile(values["model"] or demo_model()).kv)
+    tokenizer = Tokenizer.from_source(GGUFFile(values["model"] or demo_model()))
     text = _text(values)
     add_special = tokenizer.add_bos and not values["no_bos"]
     ids = tokenizer.encode(text, add_special=add_special, parse_special=not values["no_parse_special"])
