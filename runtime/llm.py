@@ -45,7 +45,8 @@ class LLM:
     n_batch, max_seqs, max_queue, cache_tokens, cache_ram, prefix_sharing, graphs, overlap: see EngineOptions.
     device, n_gpu_layers, dequantize, weight_dtype, flash_attn, cache_type_k, cache_type_v, route, batch_invariant: see
     ModelOptions.
-    n_threads: CPU threads, the physical cores by default; threads says more, and comes before it (threads.py).
+    n_threads: CPU threads, the physical cores by default; threads says more, and comes before it (threads.py). cpu_isa:
+    see ModelOptions.
     chat_template: a built-in template's name or Jinja text in place of the model's own.
     progress: shows a bar on stderr while loading.
 
@@ -71,6 +72,7 @@ class LLM:
         overlap: bool | None = None,
         n_threads: int | None = None,
         threads: ThreadOptions | None = None,
+        cpu_isa: str | None = None,
         dequantize: str = "auto",
         weight_dtype: torch.dtype | None = None,
         flash_attn: str = "auto",
@@ -109,6 +111,7 @@ class LLM:
             route=route,
             batch_invariant=batch_invariant,
             threads=threads or ThreadOptions(),
+            cpu_isa=cpu_isa,
             on_compile=_announcement(wanted=progress),
         )
         self.path = Path(model) if model is not None else demo_model()

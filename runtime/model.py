@@ -44,7 +44,8 @@ class ModelOptions:
     route: "int8" quantises activations to 8 bits where quantised weights are multiplied faster that way, as llama.cpp
     does; "exact" never does.
     batch_invariant: on a GPU, results do not depend on what else is in the batch, at some cost.
-    threads: of what runs on the CPU. on_compile: see cpu_kernels.kernel.Compiler.
+    threads: of what runs on the CPU. on_compile: see cpu_kernels.kernel.Compiler. cpu_isa: the instructions that its
+    kernels are made of, a name of cpu_kernels/isa.py; None takes the best that the processor has.
     """
 
     device: str | None = None
@@ -59,6 +60,7 @@ class ModelOptions:
     batch_invariant: bool = False
     threads: ThreadOptions = field(default_factory=ThreadOptions)
     on_compile: Callable[[str, bool], None] = lambda name, kept: None
+    cpu_isa: str | None = None
 
     def __post_init__(self) -> None:
         if self.dequantize not in ("auto", "on", "off"):
@@ -146,15 +148,20 @@ def plan_model(source: ModelSource, config: ModelConfig, options: ModelOptions) 
 
 
 def has_cpu_kernels(options: ModelOptions) -> bool:
-    """Whether layers on the CPU run on kernels of their own; numba is not there for every system."""
+    """Whether layers on the CPU run on kernels of their own; numba is not there for every system.
+
+    ValueError for instructions that are asked for and not there.
+    """
     if options.dequantize == "on" or options.weight_dtype is not None or options.route != "int8":
         return False
     if find_spec("numba") is None:
+        if options.cpu_isa is not None:
+            raise ValueError(f"kernels of {options.cpu_isa} need numba, which is not installed")
         return False
     # numba takes half a second to import.
     from .cpu_kernels.kernel import serves, this_host
 
-    return serves(this_host())
+    return serves(this_host(options.cpu_isa))
 
 
 def _weight_dtype(
@@ -190,7 +197,8 @@ def make_ops(device: torch.device, weight_dtype: torch.dtype | None, options: Mo
         from .backends.cpu import CpuOps
         from .cpu_kernels import make_kernels
 
-        backends.insert(0, CpuOps(make_kernels(options.threads, options.on_compile), fused_attention=fused))
+        kernels = make_kernels(options.threads, options.on_compile, options.cpu_isa)
+        backends.insert(0, CpuOps(kernels, fused_attention=fused))
     if device.type == "cuda":
         try:
             # Triton is not there on every system.

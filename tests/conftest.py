@@ -54,6 +54,26 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, s
     return run
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-isa", metavar="NAME", help="as if the processor had nothing better than avx2, say")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    name = config.getoption("--cpu-isa")
+    if name is None:
+        return
+    import llvmlite.binding as llvm
+
+    from naiad.runtime.cpu_kernels.isa import features_for
+
+    try:
+        features = features_for(name, llvm.get_host_cpu_features())
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    # Here everybody asks who wants to know.
+    llvm.get_host_cpu_features = lambda: llvm.FeatureMap(features)
+
+
 _POISON = 0x5A5A5A5A
 
 

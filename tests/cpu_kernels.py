@@ -15,7 +15,7 @@ from naiad.loaders.private import user_cache
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import Format
 from naiad.runtime.cpu_kernels.isa import ISAS
-from naiad.runtime.cpu_kernels.kernel import Compiler, this_host
+from naiad.runtime.cpu_kernels.kernel import Compiler, Host, this_host
 from naiad.runtime.cpu_kernels.programs import Program
 from naiad.runtime.cpu_kernels.team import Team
 from naiad.runtime.cpu_kernels.tiles import items, n_strips, pack_strips, strip_bytes
@@ -28,15 +28,22 @@ FOLDER = user_cache("kernels")
 def runnable_isas() -> list[str]:
     """The instruction sets that this processor can execute, its own first."""
     features = llvm.get_host_cpu_features()
-    own, needs = this_host().isa.name, {"avx2": ("avx2", "fma", "f16c"), "avxvnni": ("avx512vl", "avx512vnni")}
-    others = [name for name, names in needs.items() if all(features.get(n) for n in names)]
-    return list(dict.fromkeys((own, *others, "generic")))
+    found = [name for name, isa in ISAS.items() if all(features.get(need) for need in isa.needs)]
+    # In its own encoding few have AVX-VNNI; AVX-512 has the same instruction.
+    return [*found, "avxvnni"] if "avx512vnni" in found and "avxvnni" not in found else found
+
+
+def host_of(isa: str) -> Host:
+    """This processor, as if it had nothing better than an instruction set of `runnable_isas`."""
+    if isa == "avxvnni" and this_host().isa.name == "avx512vnni":
+        return replace(this_host(), isa=ISAS[isa])
+    return this_host(isa)
 
 
 @cache
 def cpu_team(isa: str = this_host().isa.name) -> tuple[Compiler, Team]:
     """Kernels for an instruction set, kept on disk, and threads that run them."""
-    compiler = Compiler(replace(this_host(), isa=ISAS[isa]), FOLDER)
+    compiler = Compiler(host_of(isa), FOLDER)
     return compiler, Team(compiler, N_THREADS)
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cpu_kernels import random_weights
+from cpu_kernels import host_of, random_weights, runnable_isas
 
 from naiad.quant import formats
 from naiad.runtime.cpu_kernels import kernel as kernels
 from naiad.runtime.cpu_kernels.activations import gate_rows, quantise
-from naiad.runtime.cpu_kernels.isa import ISAS, find_isa
-from naiad.runtime.cpu_kernels.kernel import Compiler, Host, compiled, optimised, this_host
+from naiad.runtime.cpu_kernels.isa import ISAS, features_for, find_isa
+from naiad.runtime.cpu_kernels.kernel import Compiler, Host, compiled, optimised, serves, this_host
 from naiad.runtime.cpu_kernels.product import product
 from naiad.runtime.cpu_kernels.rows import dense
 from naiad.runtime.cpu_kernels.scalars import store_float
@@ -95,6 +95,47 @@ def test_objects_of_other_systems(name: str, magic: bytes) -> None:
 def test_the_best_instructions_are_found(features: str, isa: str) -> None:
     found = {"sse2": True, "avxvnniint8": False, **dict.fromkeys(features.split(), True)}
     assert find_isa(found).name == isa
+
+
+ALL = "avx2 fma f16c avx512f avx512bw avx512vl avx512vnni avxvnni"
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "left"),
+    [
+        ("avx512vnni", ALL, ALL),
+        ("avxvnni", ALL, "avx2 fma f16c avxvnni"),
+        ("avx2", ALL, "avx2 fma f16c"),
+        ("generic", ALL, "fma f16c"),
+        ("generic", "neon dotprod i8mm", "neon"),
+    ],
+)
+def test_better_instructions_are_left_out(name: str, features: str, left: str) -> None:
+    found = features_for(name, dict.fromkeys(features.split(), True))
+    assert {feature for feature, there in found.items() if there} == set(left.split())
+    assert find_isa(found).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("avx512vnni", "this processor cannot run avx512vnni: it has no avx512f, avx512bw, avx512vl, avx512vnni"),
+        ("avx2", "this processor cannot run avx2: it has no f16c"),
+        ("AVX2", "expected an instruction set of avx512vnni, avxvnni, avx2, neon, generic, found 'AVX2'"),
+    ],
+)
+def test_instructions_that_are_not_there(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        features_for(name, {"avx2": True, "fma": True, "f16c": False})
+
+
+def test_code_has_only_what_was_asked_for() -> None:
+    """As if this processor had nothing better."""
+    for name, unwanted in (("avx2", "%zmm|vpdpbusd"), ("generic", "%zmm|vpadd.*%ymm|vpdpbusd|vpmaddubsw")):
+        if name in runnable_isas():
+            host = host_of(name)
+            assert host.isa.name == name and serves(host)
+            assert not re.search(unwanted, assembly(host, product, "Q4_0", 1))
 
 
 @pytest.mark.parametrize("function", [math.exp, math.atan])

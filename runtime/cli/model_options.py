@@ -69,6 +69,12 @@ MODEL_OPTIONS = [
         env="LLAMA_ARG_CACHE_RAM",
     ),
     *THREAD_OPTIONS,
+    Option(
+        ("--cpu-isa",),
+        "instructions of the CPU's kernels: avx512vnni, avxvnni, avx2, neon or generic; without it, the best there are",
+        str,
+        "NAME",
+    ),
     Option(("-dev", "--device"), "device to use, see --list-devices", str, "NAME", env="LLAMA_ARG_DEVICE"),
     Option(
         ("-ngl", "--gpu-layers", "--n-gpu-layers"),
@@ -136,6 +142,7 @@ def load_llm(values: dict[str, Any], **more: Any) -> LLM:
         max_seqs=values["parallel"],
         cache_ram=values["cache_ram"],
         threads=thread_options(values),
+        cpu_isa=values["cpu_isa"],
         dequantize=values["dequantize"],
         weight_dtype=values["weight_type"],
         flash_attn=values["flash_attn"],

@@ -34,12 +34,17 @@ class Kernels:
         return max(self.decode.n_threads, self.batch.n_threads)
 
 
-def make_kernels(threads: ThreadOptions, on_compile: Callable[[str, bool], None] = lambda name, kept: None) -> Kernels:
-    """Threads as asked for, shared by all models of the process that ask alike. on_compile: see Compiler.
+def make_kernels(
+    threads: ThreadOptions,
+    on_compile: Callable[[str, bool], None] = lambda name, kept: None,
+    isa: str | None = None,
+) -> Kernels:
+    """Threads as asked for, shared by all models of the process that ask alike. on_compile: see Compiler. isa: the
+    instructions that kernels are made of; None: the best.
 
-    ValueError for threads that this machine cannot give.
+    ValueError for threads or instructions that this machine cannot give.
     """
-    plans, compiler = plan_threads(threads), _compiler()
+    plans, compiler = plan_threads(threads), _compiler(isa)
     compiler.on_compile = on_compile
     if (plans.decode.masks, plans.decode.poll, plans.decode.prio) == (
         plans.batch.masks,
@@ -47,20 +52,20 @@ def make_kernels(threads: ThreadOptions, on_compile: Callable[[str, bool], None]
         plans.batch.prio,
     ):
         larger = max(plans.decode, plans.batch, key=lambda plan: plan.n_threads)
-        return Kernels(compiler, _team(larger), _team(larger), plans)
-    return Kernels(compiler, _team(plans.decode), _team(plans.batch), plans)
+        return Kernels(compiler, _team(larger, isa), _team(larger, isa), plans)
+    return Kernels(compiler, _team(plans.decode, isa), _team(plans.batch, isa), plans)
 
 
 @cache
-def _compiler() -> Compiler:
-    return Compiler(this_host(), user_cache("kernels"))
+def _compiler(isa: str | None) -> Compiler:
+    return Compiler(this_host(isa), user_cache("kernels"))
 
 
 @cache
-def _team(plan: ThreadPlan) -> Team:
+def _team(plan: ThreadPlan, isa: str | None) -> Team:
     def begin(thread: int) -> None:
         if plan.masks:
             os.sched_setaffinity(0, plan.masks[thread % len(plan.masks)])
         set_priority(plan.prio)
 
-    return Team(_compiler(), plan.n_threads, begin=begin, poll=plan.poll)
+    return Team(_compiler(isa), plan.n_threads, begin=begin, poll=plan.poll)

@@ -21,7 +21,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from ...loaders.private import PrivateFolder, private_folder
-from .isa import Isa, find_isa
+from .isa import Isa, features_for, find_isa
 
 # counter, thread, n_threads: see programs.py.
 N_TASK = 3
@@ -45,15 +45,24 @@ class Host:
 
 
 @cache
-def this_host() -> Host:
-    features = llvm.get_host_cpu_features()
-    return Host(llvm.get_process_triple(), llvm.get_host_cpu_name(), features.flatten(), find_isa(features))
+def this_host(isa: str | None = None) -> Host:
+    """The processor at hand; isa: as if it had nothing better than these instructions (isa.py).
+
+    ValueError where it lacks them.
+    """
+    features = dict(llvm.get_host_cpu_features())
+    if isa is not None:
+        features = features_for(isa, features)
+    # What is there comes first: a feature implies others, and one that is not there takes away those that imply it.
+    signs = [("+" if there else "-") + name for name, there in sorted(features.items(), key=lambda item: not item[1])]
+    return Host(llvm.get_process_triple(), llvm.get_host_cpu_name(), ",".join(signs), find_isa(features))
 
 
 def serves(host: Host) -> bool:
     """Whether kernels can be made for a host: without instructions for float16 and fma they would call functions that
     need not be there."""
-    return host.isa.name != "generic" or host.triple.startswith(("aarch64", "arm64"))
+    has = host.features.split(",")
+    return host.triple.startswith(("aarch64", "arm64")) or ("+f16c" in has and "+fma" in has)
 
 
 @dataclass(slots=True)
