@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from .cgroups import memory_limits
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
@@ -38,7 +40,7 @@ def list_devices() -> list[DeviceInfo]:
         total = torch.mps.recommended_max_memory()
         free = total - torch.mps.driver_allocated_memory()
         found.append(DeviceInfo(torch.device("mps"), "Apple GPU (Metal)", total, free))
-    total, free = _cpu_memory()
+    total, free = cpu_memory()
     found.append(DeviceInfo(torch.device("cpu"), f"CPU ({torch.get_num_threads()} threads)", total, free))
     return found
 
@@ -63,10 +65,20 @@ def activation_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def _cpu_memory() -> tuple[int, int]:
-    """Total and available bytes."""
+def cpu_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Total and available bytes, as far as control groups leave them. root: where /proc and /sys lie."""
+    total, free = _installed_memory(root)
+    limit, left = memory_limits(root)
+    if limit is None or left is None:
+        return total, free
+    # A total of 0 would mean that nothing is known.
+    return max(1, min(total or limit, limit)), min(free, left) if total else left
+
+
+def _installed_memory(root: Path) -> tuple[int, int]:
+    """The same of the whole machine."""
     try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        fields = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
         return tuple(int(fields[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))  # type: ignore[return-value]
     except (OSError, KeyError, ValueError):
         pass

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cgroups import cpu_quota, text
+
 CPUs = tuple[int, ...]
 
 
@@ -80,48 +82,16 @@ def _linux(root: Path, allowed: CPUs) -> Machine:
     nodes = [node for node in nodes if node] or [allowed]
     here = _running_on(root)
     node = next((i for i, cpus in enumerate(nodes) if here in cpus), 0)
-    return Machine(allowed, tuple(map(tuple, cores.values())), tuple(nodes), node, _quota(root))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    return Machine(allowed, tuple(map(tuple, cores.values())), tuple(nodes), node, cpu_quota(root))
 
 
 def _cpu_list(path: Path) -> CPUs:
     """The kernel's lists, 0-3,8; nothing where there is no such file."""
-    parts = re.findall(r"(\d+)(?:-(\d+))?", _text(path))
+    parts = re.findall(r"(\d+)(?:-(\d+))?", text(path))
     return tuple(cpu for low, high in parts for cpu in range(int(low), int(high or low) + 1))
 
 
 def _running_on(root: Path) -> int:
     """The CPU that the process ran on last (field 39 of stat; names of programs may hold blanks and brackets)."""
-    fields = _text(root / "proc/self/stat").rpartition(")")[2].split()
+    fields = text(root / "proc/self/stat").rpartition(")")[2].split()
     return int(fields[36]) if len(fields) > 36 else 0
-
-
-def _quota(root: Path) -> float | None:
-    """The least of what the control groups above this process grant it, in CPUs; version 2 of them or 1."""
-    quotas = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / controllers
-        # Inside a container the names may be those outside of it, then only the root is there.
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for n in range(len(parts) + 1):
-            quotas += _group_quota(base.joinpath(*parts[:n]))
-    return min(quotas, default=None)
-
-
-def _group_quota(folder: Path) -> list[float]:
-    words = _text(folder / "cpu.max").split()
-    if not words:
-        words = [_text(folder / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
-    # A quota of "max" or -1 is none.
-    if len(words) == 2 and all(word.isascii() and word.isdigit() for word in words) and int(words[1]):
-        return [int(words[0]) / int(words[1])]
-    return []
