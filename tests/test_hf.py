@@ -321,12 +321,27 @@ def test_bad_index(text: str, message: str, folder: Path) -> None:
         SafetensorsModel(folder)
 
 
+def test_a_single_file_goes_before_an_index_whose_parts_are_missing(folder: Path) -> None:
+    whole = set(SafetensorsModel(folder).tensors)
+    names = list(load_file(folder / "model.safetensors"))
+    path = folder / "model.safetensors.index.json"
+    path.write_text(index(**{name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(names)}))
+    assert set(SafetensorsModel(folder).tensors) == whole
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(OSError, match=r"model-00002-of-00002\.safetensors is missing, 1 of the 2 files"):
+        SafetensorsModel(folder)
+    # With all parts there it is the index that counts.
+    path.write_text(index(**dict.fromkeys(names, "model-00001-of-00002.safetensors")))
+    (folder / "model.safetensors").write_bytes(b"")
+    assert set(SafetensorsModel(folder).tensors) == whole
+
+
 def test_missing_files(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index(a="gone.safetensors"))
     with pytest.raises(OSError, match=r"gone\.safetensors"):
         open_model(folder)
     (folder / "model.safetensors.index.json").unlink()
-    (folder / "model.safetensors").unlink()
     with pytest.raises(OSError, match=r"model\.safetensors"):
         open_model(folder)
     (folder / "config.json").unlink()

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..stored import StoredTensor
 from .config import HFConfig, read_config
+from .files import CONFIG, INDEX, WEIGHTS, index_files, reads_index
 from .json_file import read_json
 from .safetensors_file import SafetensorsFile
 from .tensors import HFTensors, Piece
@@ -21,7 +22,6 @@ from .tokenizer import tokenizer_kv
 # general.file_type by the format of the first matrix.
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 QUANTIZATION_VERSION = 2
-MAX_FILES = 10_000
 
 
 class SafetensorsModel:
@@ -33,7 +33,7 @@ class SafetensorsModel:
 
     def __init__(self, path: str | os.PathLike[str], *, use_mmap: bool = True) -> None:
         self.path = Path(path)
-        config_path = self.path / "config.json"
+        config_path = self.path / CONFIG
         config = read_config(read_json(config_path), str(config_path))
         pieces = _pieces(self.path, use_mmap)
         try:
@@ -73,21 +73,20 @@ class SafetensorsModel:
 
 def _pieces(folder: Path, use_mmap: bool) -> dict[str, Piece]:
     """All tensors of all files of the checkpoint."""
-    index_path = folder / "model.safetensors.index.json"
-    if not index_path.exists():
-        file = SafetensorsFile(folder / "model.safetensors", use_mmap=use_mmap)
+    index_path, present = folder / INDEX, {path.name for path in folder.glob("*.safetensors")}
+    weight_map: dict[str, str] = {}
+    if index_path.exists():
+        index = read_json(index_path)
+        names = index_files(index, str(index_path))
+        if reads_index(names, present):
+            weight_map = index["weight_map"]
+    if not weight_map:
+        file = SafetensorsFile(folder / WEIGHTS, use_mmap=use_mmap)
         return {name: Piece(file, name) for name in file.entries}
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index_path}: weight_map must be an object of file names")
-    names = sorted(set(weight_map.values()))
-    if len(names) > MAX_FILES:
-        raise ValueError(f"{index_path} names {len(names)} files, expected at most {MAX_FILES}")
+    if absent := [name for name in names if name not in present]:
+        raise FileNotFoundError(f"{folder}: {absent[0]} is missing, {len(absent)} of the {len(names)} files of {INDEX}")
     pieces: dict[str, Piece] = {}
     for name in names:
-        # A checkpoint must not reach outside its folder.
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise ValueError(f"{index_path}: {name!r} is not the name of a safetensors file")
         file = SafetensorsFile(folder / name, use_mmap=use_mmap)
         pieces |= {tensor: Piece(file, tensor) for tensor in file.entries if weight_map.get(tensor) == name}
     missing = weight_map.keys() - pieces.keys()
