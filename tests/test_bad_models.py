@@ -245,7 +245,10 @@ NASTY: list[Any] = [0, -1, 1, 2**31, 2**40, 1e-30, 1e30, math.inf, math.nan, Tru
 NASTY += [np.array(values) for values in ([], [1], [1, 2], [0.5, 0.5])] + [["a", "b"]]
 
 
-@pytest.mark.parametrize("architecture", LAYERS)
+# Between them, the first two read every key and have every kind of layer but the fused one.
+@pytest.mark.parametrize(
+    "architecture", ["gemma3", "qwen3moe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "phi3"))]
+)
 def test_any_value_loads_or_raises_value_error(architecture: str, little_memory: None) -> None:
     """Every number of the metadata, and of the keys that usually are absent, takes every nasty value."""
     scaling = ("factor", "type", "original_context_length", "attn_factor", "yarn_ext_factor", "yarn_log_multiplier")

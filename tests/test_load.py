@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @linux
-@pytest.mark.parametrize("dequantize", ["on", "off"])
+@pytest.mark.parametrize("dequantize", [pytest.param("on", marks=pytest.mark.slow), "off"])
 def test_running_takes_weights_cache_and_400_mib(model: str, dequantize: str) -> None:
     memory = peak_memory(model, dequantize)
     assert memory["weights"] > 40 * MIB
