@@ -26,7 +26,7 @@ from naiad.runtime.engine.engine import Engine, Handle
 from naiad.runtime.engine.pages import PAGE_SIZE, GroupSpec
 from naiad.runtime.engine.vocabulary import Vocabulary
 from naiad.runtime.footprint import page_bytes
-from naiad.runtime.model import ModelOptions, load_model, plan_model, read_model_config
+from naiad.runtime.model import ModelOptions, load_model, read_model_config
 from naiad.runtime.sampling import SamplingParams
 from naiad.runtime.session import Session
 
@@ -97,8 +97,7 @@ class Model:
         wanted = ModelOptions(device=str(self.device), n_ctx=longest + SPARE_TOKENS)
         engine_options = EngineOptions(n_batch=options.n_batch, max_seqs=max(case.batch for case in options.cases))
         self.config = read_model_config(self.source)
-        plan = plan_model(self.source, self.config, wanted)
-        memory = engine_memory(self.source, self.config, plan, wanted, engine_options, use_mmap=False)
+        _, memory = engine_memory(self.source, self.config, wanted, engine_options, use_mmap=False)
         decoder, _ = load_model(self.source, replace(wanted, n_ctx=memory.n_ctx))
         rms = logits_rms(decoder)
         if self.device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +46,12 @@ def list_devices() -> list[DeviceInfo]:
     return found
 
 
-def find_device(name: str | None) -> DeviceInfo:
-    """The device of that name ("cuda:0", "cpu", ...); without a name, the first GPU or else the CPU."""
-    devices = list_devices()
+def find_device(name: str | None, devices: Sequence[DeviceInfo] | None = None) -> DeviceInfo:
+    """The device of that name ("cuda:0", "cpu", ...); without a name, the first GPU or else the CPU.
+
+    devices: those of this machine unless others are given.
+    """
+    devices = list_devices() if devices is None else devices
     if name is None:
         return devices[0]
     for info in devices:
@@ -60,7 +64,8 @@ def activation_dtype(device: torch.device) -> torch.dtype:
     """The dtype of activations: float32 where it costs little, else the 16-bit type with the wider range."""
     if device.type == "cpu":
         return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    # A GPU that is not here, for which memory is planned, counts as one of those that have both.
+    if device.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         return torch.float16
     return torch.bfloat16
 

@@ -29,7 +29,7 @@ from .engine.request import QueueFull
 from .engine.vocabulary import Vocabulary
 from .generation import Completion, Generation
 from .memory import MemoryPlan
-from .model import ModelOptions, load_model, plan_model, read_model_config
+from .model import ModelOptions, load_model, read_model_config
 from .sampling import SamplingParams, recommended_params
 from .threads import ThreadOptions, plan_threads
 
@@ -152,8 +152,7 @@ class LLM:
         source: ModelSource, options: ModelOptions, engine_options: EngineOptions, use_mmap: bool
     ) -> MemoryPlan:
         config = read_model_config(source)
-        plan = plan_model(source, config, options)
-        return engine_memory(source, config, plan, options, engine_options, use_mmap=use_mmap)
+        return engine_memory(source, config, options, engine_options, use_mmap=use_mmap)[1]
 
     def _template(self, override: str | None) -> ChatTemplate | None:
         bos, eos = self._text(self.tokenizer.bos_id), self._text(self.tokenizer.eos_id)

@@ -19,7 +19,7 @@ from .config import ModelConfig
 from .devices import DeviceInfo
 from .engine.pages import PAGE_SIZE
 from .footprint import StepShape, WeightBytes, group_page_bytes, n_pages, step_bytes, weight_bytes
-from .model import DECODED_SHARE, SMALL_MODEL_BYTES, Plan
+from .model import Plan
 
 MIB = 2**20
 # llama.cpp's --fit-target: what a GPU keeps free for its driver and other programs.
@@ -58,6 +58,9 @@ class MemoryOptions:
     def __post_init__(self) -> None:
         lowest = {"n_ctx": 0, "n_batch": 1, "max_seqs": 1, "cache_ram_bytes": 0, "pool_tokens": 1, "margin_bytes": 0}
         check_lowest(self, lowest)
+
+
+Moved = Callable[[int], tuple[Plan, MemoryOptions]]
 
 
 def check_lowest(options: object, lowest: Mapping[str, int]) -> None:
@@ -155,24 +158,19 @@ def plan_memory(
     plan: Plan,
     options: MemoryOptions,
     devices: Mapping[torch.device, DeviceInfo],
+    moved: Moved | None = None,
 ) -> MemoryPlan:
     """How the free memory is divided; devices: those of the plan, and the CPU.
 
+    moved: what would be planned with so many layers on a GPU; without it there is no advice on that.
+
     ValueError where not even one sequence fits, of n_ctx tokens or, without n_ctx, of 4096: it says what would fit.
     """
-    problem = _Problem(source, config, plan, options, devices)
+    problem = _Problem(source, config, plan, options, devices, moved)
     found = problem.solve()
     if found is None:
         raise ValueError(_complaint(problem))
     return found
-
-
-def with_gpu_layers(plan: Plan, n: int, gpu: torch.device) -> Plan:
-    """The same plan with the last n layers (the output counts as one) on a GPU, the others on the CPU."""
-    n_units = len(plan.layer_devices) + 1
-    cpu = torch.device("cpu")
-    places = [gpu if i >= n_units - n else cpu for i in range(n_units)]
-    return replace(plan, layer_devices=tuple(places[:-1]), input_device=places[0], output_device=places[-1])
 
 
 @dataclass(frozen=True)
@@ -184,6 +182,7 @@ class _Problem:
     plan: Plan
     options: MemoryOptions
     devices: Mapping[torch.device, DeviceInfo]
+    moved: Moved | None
 
     @cached_property
     def weights(self) -> dict[torch.device, WeightBytes]:
@@ -371,21 +370,14 @@ def _advice(problem: _Problem) -> Iterator[str]:
         yield f"-b {n}"
     n_gpu = sum(d.type != "cpu" for d in (*plan.layer_devices, plan.output_device))
     for n in range(n_gpu - 1, -1, -1):
-        moved = with_gpu_layers(plan, n, plan.output_device)
-        forms = [plan.weight_dtype] if n else _forms_on_a_cpu(problem, moved)
-        if all(replace(problem, plan=replace(moved, weight_dtype=form)).solve() is not None for form in forms):
+        if problem.moved is None:
+            break
+        moved, wanted = problem.moved(n)
+        if replace(problem, plan=moved, options=wanted).solve() is not None:
             yield f"-ngl {n}"
             break
     if plan.weight_dtype is not None and replace(problem, plan=replace(plan, weight_dtype=None)).solve() is not None:
         yield "--dequantize off"
-
-
-def _forms_on_a_cpu(problem: _Problem, moved: Plan) -> list[torch.dtype | None]:
-    """What the weights may be kept as when nothing is on a GPU any more: decoded where memory allows (model.py)."""
-    n_weights = sum(t.n_elements for t in problem.source.tensors.values() if len(t.shape) > 1)
-    dtype = torch.float32 if n_weights * 4 <= SMALL_MODEL_BYTES else torch.bfloat16
-    allowed = n_weights * dtype.itemsize <= DECODED_SHARE * problem.devices[moved.output_device].free_bytes
-    return [moved.weight_dtype, dtype] if allowed else [moved.weight_dtype]
 
 
 def _smaller_types(problem: _Problem) -> list[str]:

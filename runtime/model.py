@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Literal
@@ -16,7 +16,7 @@ from ..quant.floats import FLOAT_DTYPES
 from .backends.torch import TorchOps
 from .config import ModelConfig
 from .decoder import Decoder, build_decoder
-from .devices import activation_dtype, find_device
+from .devices import DeviceInfo, activation_dtype, find_device, list_devices
 from .models import read_config
 from .ops import Dispatch, Ops
 from .tensors import TensorBook
@@ -117,26 +117,29 @@ def read_model_config(source: ModelSource) -> ModelConfig:
         raise ValueError(f"{source.name}: {error}") from None
 
 
-def plan_model(source: ModelSource, config: ModelConfig, options: ModelOptions) -> Plan:
-    """Decides what goes where; reads no tensor."""
-    info = find_device(options.device)
+def plan_model(
+    source: ModelSource, config: ModelConfig, options: ModelOptions, devices: Sequence[DeviceInfo] | None = None
+) -> Plan:
+    """Decides what goes where; reads no tensor. devices: those of this machine unless others are given."""
+    devices = list_devices() if devices is None else devices
+    info = find_device(options.device, devices)
     n_units = config.n_layers + 1
     n_gpu = n_units if options.n_gpu_layers is None else min(options.n_gpu_layers, n_units)
     if info.device.type == "cpu":
         n_gpu = 0
     cpu = torch.device("cpu")
     kernels = n_gpu < n_units and has_cpu_kernels(options)
-    devices = [info.device if i >= n_units - n_gpu else cpu for i in range(n_units)]
+    places = [info.device if i >= n_units - n_gpu else cpu for i in range(n_units)]
     matrices = [t for t in source.tensors.values() if len(t.shape) > 1]
     n_weights = sum(t.n_elements for t in matrices)
     if kernels:
         dtype, reason = None, "kernels for this processor read them so"
     else:
-        dtype, reason = _weight_dtype(source, options, n_weights, find_device("cpu").free_bytes, n_gpu)
+        dtype, reason = _weight_dtype(source, options, n_weights, find_device("cpu", devices).free_bytes, n_gpu)
     return Plan(
-        layer_devices=tuple(devices[:-1]),
-        input_device=devices[0],
-        output_device=devices[-1],
+        layer_devices=tuple(places[:-1]),
+        input_device=places[0],
+        output_device=places[-1],
         weight_dtype=dtype,
         cpu_kernels=kernels,
         n_ctx=options.n_ctx or config.n_ctx_train,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,18 @@ from naiad.loaders.stored import StoredTensor
 from naiad.quant.formats import Format, format_by_name
 from naiad.runtime.config import ModelConfig, MoeConfig, RopeConfig, RopePairing
 from naiad.runtime.devices import DeviceInfo
-from naiad.runtime.memory import MIB, MemoryOptions, with_gpu_layers
+from naiad.runtime.memory import MIB, MemoryOptions
 from naiad.runtime.model import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 2**30
+
+
+def with_gpu_layers(plan: Plan, n: int, gpu: torch.device) -> Plan:
+    """The same plan with the last n layers (the output counts as one) on a GPU, the others on the CPU."""
+    n_units = len(plan.layer_devices) + 1
+    places = [gpu if i >= n_units - n else CPU for i in range(n_units)]
+    return replace(plan, layer_devices=tuple(places[:-1]), input_device=places[0], output_device=places[-1])
 
 
 @dataclass(frozen=True)

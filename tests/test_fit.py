@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from naiad.loaders.open import open_model
 from naiad.runtime.cli import fit
+from naiad.runtime.cli.model_options import load_llm
+from naiad.runtime.demo import demo_model
 from naiad.runtime.llm import LLM
+from naiad.runtime.model import ModelOptions, has_cpu_kernels
 
 Run = Callable[[str], tuple[int, str, str]]
 
@@ -34,6 +38,43 @@ def test_fit_prints_flags_that_load(flags: Callable[[str], dict[str, Any]]) -> N
     assert (found["cache_type_k"], found["cache_type_v"]) == ("q8_0", None)
     with LLM(n_ctx=found["ctx_size"], n_gpu_layers=found["n_gpu_layers"], device="cpu", max_seqs=3) as llm:
         assert llm.memory.n_ctx == 512
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "-c 100 -b 64 -np 3",
+        "-ctk q8_0",
+        "--route exact",
+        "--route exact --dequantize off -ctv f16",
+        "--dequantize on --no-mmap",
+        "--weight-type bf16 -fa off -cram 1",
+    ],
+)
+def test_what_fits_is_what_runs(line: str) -> None:
+    """The same decisions: types of the cache, forms of the weights, pages."""
+    values = fit.PARSER.parse(shlex.split("-dev cpu " + line), {})
+    found, _ = fit._fitted(open_model(demo_model()), values)
+    with load_llm(values) as llm:
+        assert (llm.memory.options, llm.memory.groups) == (found.options, found.groups)
+        assert [(d.device, d.weights, d.mapped, d.cache, d.workspace) for d in llm.memory.devices] == [
+            (d.device, d.weights, d.mapped, d.cache, d.workspace) for d in found.devices
+        ]
+
+
+def test_keys_and_values_are_planned_as_the_layers_keep_them(run: Run) -> None:
+    kernels = has_cpu_kernels(ModelOptions())
+    for line, kind in (
+        ("-dev cpu", "f16" if kernels else "f32"),
+        ("-dev cpu --route exact", "f32"),
+        ("-dev cpu -ctk q4_0", "q4_0"),
+    ):
+        assert f"(keys {kind}, " in run(f"fit {line}")[2], line
+    if not torch.cuda.is_available():
+        # Layers that are left on the CPU run on its kernels, whose cache all share.
+        for n_gpu, kind in ((6, "bf16"), (2, "f16" if kernels else "f32")):
+            assert f"(keys {kind}, " in run(f"fit -dev cuda:0 --memory 1100 -ngl {n_gpu}")[2], n_gpu
 
 
 # --memory with -ngl and -c as asked for -> -c and -ngl as printed. The demo model has 5 layers and the output.

@@ -24,11 +24,12 @@ from planned_models import (
     Shape,
     machine,
     options,
+    with_gpu_layers,
 )
 
 from naiad.runtime.devices import DeviceInfo
 from naiad.runtime.footprint import n_pages
-from naiad.runtime.memory import MIB, MemoryOptions, MemoryPlan, plan_memory, with_gpu_layers
+from naiad.runtime.memory import MIB, MemoryOptions, MemoryPlan, Moved, plan_memory
 from naiad.runtime.model import Plan
 
 # Shape, -ngl, free MiB on the GPU, n_ctx, max_seqs -> pages of each group (page 0 included), the longest sequence.
@@ -193,6 +194,19 @@ def _fits(shape: Shape, plan: Plan, wanted: MemoryOptions, devices: Mapping[torc
     return True
 
 
+def moved(shape: Shape, plan: Plan, wanted: MemoryOptions, devices: Mapping[torch.device, DeviceInfo]) -> Moved:
+    """Fewer layers on a GPU; with none there, weights are decoded if that takes no more than 60 % of what is free."""
+
+    def planned(n_gpu: int) -> tuple[Plan, MemoryOptions]:
+        n_weights = sum(t.n_elements for t in shape.source.tensors.values() if len(t.shape) > 1)
+        dtype = torch.float32 if n_weights <= 2**26 else torch.bfloat16
+        decodes = n_gpu == 0 and n_weights * dtype.itemsize <= 0.6 * devices[CPU].free_bytes
+        form = dtype if decodes else plan.weight_dtype
+        return replace(with_gpu_layers(plan, n_gpu, GPU), weight_dtype=form), wanted
+
+    return planned
+
+
 def _followed(
     shape: Shape, plan: Plan, wanted: MemoryOptions, devices: Mapping[torch.device, DeviceInfo], message: str
 ) -> int:
@@ -215,12 +229,7 @@ def _followed(
                 assert fits(plan, replace(wanted, k_type=kind, v_type=kind)), kind
     if found := re.search(r"-ngl (\d+)", message):
         n_gpu, n = int(found[1]), n + 1
-        # With nothing on a GPU, weights are decoded if that takes no more than 60 % of what is free.
-        n_weights = sum(t.n_elements for t in shape.source.tensors.values() if len(t.shape) > 1)
-        dtype = torch.float32 if n_weights <= 2**26 else torch.bfloat16
-        decodes = n_gpu == 0 and n_weights * dtype.itemsize <= 0.6 * devices[CPU].free_bytes
-        for form in [plan.weight_dtype, dtype] if decodes else [plan.weight_dtype]:
-            assert fits(replace(with_gpu_layers(plan, n_gpu, GPU), weight_dtype=form), wanted)
+        assert fits(*moved(shape, plan, wanted, devices)(n_gpu))
     for option, name in (("-np", "max_seqs"), ("-b", "n_batch")):
         if found := re.search(rf"{option} (\d+)", message):
             n += 1
@@ -284,7 +293,7 @@ def test_advice_can_be_followed(
     wanted = options(n_ctx, max_seqs, kind, pool_tokens=pool, margin_bytes=100 * MIB)
     plan = shape.plan(min(n_gpu, shape.n_layers + 1), dtype)
     try:
-        found = plan_memory(shape.source, shape.config, plan, wanted, devices)
+        found = plan_memory(shape.source, shape.config, plan, wanted, devices, moved(shape, plan, wanted, devices))
     except ValueError as error:
         if "cannot hold a context" not in str(error):
             _followed(shape, plan, wanted, devices, str(error))
@@ -317,7 +326,7 @@ ADVICE: list[tuple[Shape, int | None, dict[str, Any], int, str]] = [
 def test_advice(shape: Shape, n_gpu: int | None, changes: dict[str, Any], gpu: int, pattern: str) -> None:
     wanted, plan, devices = options(**changes), shape.plan(n_gpu), machine(gpu)
     with pytest.raises(ValueError) as caught:
-        plan_memory(shape.source, shape.config, plan, wanted, devices)
+        plan_memory(shape.source, shape.config, plan, wanted, devices, moved(shape, plan, wanted, devices))
     message = str(caught.value)
     assert re.search(pattern, message), message
     assert _followed(shape, plan, wanted, devices, message)
@@ -338,6 +347,6 @@ WITHOUT_A_GPU = [
 def test_everything_on_the_cpu_is_a_way_out(cpu: int, n_ctx: int, possible: bool) -> None:
     wanted, plan, devices = options(n_ctx, 1), LLAMA.plan(), machine(1100, cpu)
     with pytest.raises(ValueError) as caught:
-        plan_memory(LLAMA.source, LLAMA.config, plan, wanted, devices)
+        plan_memory(LLAMA.source, LLAMA.config, plan, wanted, devices, moved(LLAMA, plan, wanted, devices))
     assert ("-ngl 0" in str(caught.value)) == possible
     _followed(LLAMA, plan, wanted, devices, str(caught.value))

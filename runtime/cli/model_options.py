@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import torch
 
 from ...loaders.hub import fetch_model
 from ...quant.cache_types import CACHE_TYPES
-from ..engine.build import N_BATCH
+from ..engine.build import N_BATCH, EngineOptions
 from ..llm import LLM
-from ..model import WEIGHT_DTYPES
+from ..model import WEIGHT_DTYPES, ModelOptions
 from .options import Option, UsageError, integer, layer_count, one_of
 from .thread_options import THREAD_OPTIONS, thread_options
 
@@ -131,18 +133,13 @@ def model_path(values: dict[str, Any]) -> str | Path | None:
     return path
 
 
-def load_llm(values: dict[str, Any], **more: Any) -> LLM:
-    """The model that a command's options ask for. more: arguments of LLM that they do not cover."""
-    return LLM(
-        model_path(values),
+def model_options(values: Mapping[str, Any]) -> ModelOptions:
+    """How a command's options want a model to be loaded."""
+    return ModelOptions(
         device=values["device"],
         n_gpu_layers=values["n_gpu_layers"],
         n_ctx=values["ctx_size"],
-        n_batch=values["batch_size"],
-        max_seqs=values["parallel"],
-        cache_ram=values["cache_ram"],
         threads=thread_options(values),
-        cpu_isa=values["cpu_isa"],
         dequantize=values["dequantize"],
         weight_dtype=values["weight_type"],
         flash_attn=values["flash_attn"],
@@ -150,7 +147,18 @@ def load_llm(values: dict[str, Any], **more: Any) -> LLM:
         cache_type_v=values["cache_type_v"],
         route=values["route"],
         batch_invariant=values["batch_invariant"],
-        use_mmap=values["mmap"],
-        progress=sys.stderr.isatty(),
-        **more,
     )
+
+
+def engine_options(values: Mapping[str, Any]) -> EngineOptions:
+    """How they want requests to run."""
+    return EngineOptions(n_batch=values["batch_size"], max_seqs=values["parallel"], cache_ram=values["cache_ram"])
+
+
+def load_llm(values: dict[str, Any], **more: Any) -> LLM:
+    """The model that a command's options ask for. more: arguments of LLM that come before theirs."""
+    asked = (model_options(values), engine_options(values))
+    arguments = {field.name: getattr(part, field.name) for part in asked for field in fields(part)}
+    del arguments["on_compile"]  # LLM has its own.
+    arguments |= {"use_mmap": values["mmap"], "progress": sys.stderr.isatty()}
+    return LLM(model_path(values), **(arguments | more))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ...loaders.stored import ModelSource
@@ -12,9 +12,9 @@ from ...quant.cache_types import plain_type
 from ..cache import PagedCache
 from ..config import ModelConfig
 from ..decoder import Decoder
-from ..devices import activation_dtype, list_devices
-from ..memory import MIB, MemoryOptions, MemoryPlan, check_lowest, plan_memory
-from ..model import ModelOptions, Plan
+from ..devices import DeviceInfo, activation_dtype, list_devices
+from ..memory import MARGIN_BYTES, MIB, MemoryOptions, MemoryPlan, check_lowest, plan_memory
+from ..model import ModelOptions, Plan, plan_model
 from ..ops import Dispatch
 from ..sampling import BatchSampler
 from .engine import Engine
@@ -58,22 +58,39 @@ class EngineOptions:
 
 
 def engine_memory(
-    source: ModelSource, config: ModelConfig, plan: Plan, model: ModelOptions, options: EngineOptions, *, use_mmap: bool
-) -> MemoryPlan:
-    """How memory is divided. ValueError where it does not suffice, saying what would fit."""
-    k_type, v_type = cache_type_names(plan, model)
-    wanted = MemoryOptions(
-        n_ctx=model.n_ctx,
-        n_batch=options.n_batch,
-        max_seqs=options.max_seqs,
-        k_type=k_type,
-        v_type=v_type,
-        cache_ram_bytes=options.cache_ram * MIB,
-        pool_tokens=options.cache_tokens,
-        use_mmap=use_mmap,
-        fused_attention=model.flash_attn != "off",
-    )
-    return plan_memory(source, config, plan, wanted, {info.device: info for info in list_devices()})
+    source: ModelSource,
+    config: ModelConfig,
+    model: ModelOptions,
+    options: EngineOptions,
+    *,
+    use_mmap: bool,
+    margin_bytes: int = MARGIN_BYTES,
+    devices: Sequence[DeviceInfo] | None = None,
+) -> tuple[Plan, MemoryPlan]:
+    """What goes where, and how memory is divided. devices: those of this machine unless others are given.
+
+    ValueError where memory does not suffice, saying what would fit.
+    """
+    devices = list_devices() if devices is None else devices
+
+    def planned(n_gpu_layers: int | None) -> tuple[Plan, MemoryOptions]:
+        plan = plan_model(source, config, replace(model, n_gpu_layers=n_gpu_layers), devices)
+        k_type, v_type = cache_type_names(plan, model)
+        return plan, MemoryOptions(
+            n_ctx=model.n_ctx,
+            n_batch=options.n_batch,
+            max_seqs=options.max_seqs,
+            k_type=k_type,
+            v_type=v_type,
+            cache_ram_bytes=options.cache_ram * MIB,
+            pool_tokens=options.cache_tokens,
+            margin_bytes=margin_bytes,
+            use_mmap=use_mmap,
+            fused_attention=model.flash_attn != "off",
+        )
+
+    plan, wanted = planned(model.n_gpu_layers)
+    return plan, plan_memory(source, config, plan, wanted, {info.device: info for info in devices}, planned)
 
 
 def cache_type_names(plan: Plan, model: ModelOptions) -> tuple[str, str]:
