@@ -18,7 +18,6 @@ from naiad.loaders.open import open_model
 from naiad.loaders.stored import ModelSource, StoredTensor
 from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import F32, format_by_name
-from naiad.runtime import model as model_module
 from naiad.runtime.backends.torch import TorchOps
 from naiad.runtime.batch import Batch, NewTokens
 from naiad.runtime.cache import PagedCache, cache_groups
@@ -217,12 +216,11 @@ PLACEMENTS = {
 
 @pytest.mark.parametrize(("n_gpu_layers", "layers", "output"), PLACEMENTS.values(), ids=PLACEMENTS)
 def test_n_gpu_layers_counts_from_the_output(
-    n_gpu_layers: int | None, layers: str, output: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    n_gpu_layers: int | None, layers: str, output: str, checkpoint: Checkpoint
 ) -> None:
-    gpu, cpu = DeviceInfo(GPU, "a GPU", 2**34, 2**34), DeviceInfo(CPU, "a CPU", 2**34, 2**34)
-    monkeypatch.setattr(model_module, "find_device", lambda name: cpu if name == "cpu" else gpu)
+    here = [DeviceInfo(GPU, "a GPU", 2**34, 2**34), DeviceInfo(CPU, "a CPU", 2**34, 2**34)]
     source = open_model(checkpoint("llama"))
-    plan = plan_model(source, read_config(source.kv), ModelOptions(n_gpu_layers=n_gpu_layers))
+    plan = plan_model(source, read_config(source.kv), ModelOptions(n_gpu_layers=n_gpu_layers), here)
     devices = {"g": GPU, "c": CPU}
     assert plan.layer_devices == tuple(devices[letter] for letter in layers)
     assert plan.output_device == devices[output]
