@@ -98,6 +98,7 @@ ERRORS = [
     (["run", "-p", "word " * 600, "-c", "64"], "error: the prompt has"),
     (["run", "-no-cnv"], "error: -no-cnv needs a prompt"),
     (["run", "-f", "missing.txt"], "error: "),
+    (["run", "--cpu-isa", "mmx", "-p", "x"], "error: expected an instruction set of avx512vnni"),
     (["run", "-dev", "tpu", "-p", "x"], "error: device 'tpu' is not here, found: "),
     (["run", "-hff", "x.gguf", "-p", "x"], "error: --hf-file needs --hf-repo"),
     (["run", "-hf", "nonsense", "-p", "x"], "error: expected a repository as user/model"),

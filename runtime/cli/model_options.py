@@ -140,6 +140,7 @@ def model_options(values: Mapping[str, Any]) -> ModelOptions:
         n_gpu_layers=values["n_gpu_layers"],
         n_ctx=values["ctx_size"],
         threads=thread_options(values),
+        cpu_isa=values["cpu_isa"],
         dequantize=values["dequantize"],
         weight_dtype=values["weight_type"],
         flash_attn=values["flash_attn"],
