@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .experts import with_stacks
 from .gguf import GGUFFile
 from .stored import ModelSource
 
@@ -26,4 +27,4 @@ def open_model(path: str | os.PathLike[str], *, use_mmap: bool = True) -> ModelS
         from .hf import SafetensorsModel
 
         return SafetensorsModel(path, use_mmap=use_mmap)
-    return GGUFFile(path, use_mmap=use_mmap)
+    return with_stacks(GGUFFile(path, use_mmap=use_mmap))

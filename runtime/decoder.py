@@ -13,7 +13,7 @@ from .config import MIN_ROPE_FACTOR, ModelConfig
 from .layers import Attention, Linear, Mlp, Moe, Norm
 from .ops import AttentionParams, Dispatch, Stream, Weight
 from .rope import Rope, make_rope
-from .tensors import TensorBook
+from .tensors import TensorBook, without_ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,10 @@ def build_decoder(
 
 def _vocabulary_size(book: TensorBook) -> int:
     tensor = book.source.tensors.get("token_embd.weight")
-    if tensor is None or len(tensor.shape) != 2:
+    shape = () if tensor is None else without_ones(tensor.shape)
+    if len(shape) != 2:
         raise ValueError(f"{book.source.name}: tensor 'token_embd.weight' with two dimensions is missing")
-    return tensor.shape[0]
+    return shape[0]
 
 
 def _rope(config: ModelConfig, book: TensorBook, device: torch.device, sliding: bool, n_ctx: int) -> Rope:

@@ -10,7 +10,7 @@ import torch
 from ..loaders.stored import ModelSource, StoredTensor
 from ..quant.cache_types import cache_type
 from ..quant.floats import FLOAT_DTYPES
-from ..triton_kernels.packing import unit_bytes, units
+from ..triton_kernels.packing import factor_bytes, unit_bytes, units
 from .backends.torch import WORKSPACE_BYTES
 from .cache import CacheGroup, cache_groups
 from .config import ModelConfig
@@ -88,7 +88,8 @@ def _loaded(tensor: StoredTensor, device: torch.device, dtype: torch.dtype | Non
     if device.type == "cuda":
         # The kernels' form fills rows up to whole units.
         n_rows = tensor.n_elements // max(1, tensor.shape[-1])
-        return WeightBytes(n_rows * units(tensor.shape[-1]) * unit_bytes(tensor.format))
+        factors = n_rows // max(1, tensor.shape[-2]) * factor_bytes(tensor.format)
+        return WeightBytes(n_rows * units(tensor.shape[-1]) * unit_bytes(tensor.format) + factors)
     return WeightBytes(tensor.n_bytes)
 
 

@@ -97,8 +97,11 @@ class Ops(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def load(self, tensor: StoredTensor) -> Weight | Declined:
-        """A matrix or a stack of them from a file, kept on the device."""
+    def load(self, tensor: StoredTensor, scale: torch.Tensor | None) -> Weight | Declined:
+        """A matrix or a stack of them from a file, kept on the device.
+
+        scale: what each matrix is multiplied with, float32 [number of matrices] on the CPU; None for 1.
+        """
         ...
 
     def load_embedding(self, tensor: StoredTensor) -> Weight | Declined:
@@ -207,8 +210,8 @@ class Dispatch:
             raise RuntimeError(f"no backend on {self.device} takes {operation}({shapes}): {tried}")
         return result
 
-    def load(self, tensor: StoredTensor) -> Weight:
-        weight: Weight = self._call("load", tensor)
+    def load(self, tensor: StoredTensor, scale: torch.Tensor | None = None) -> Weight:
+        weight: Weight = self._call("load", tensor, scale)
         return weight
 
     def load_embedding(self, tensor: StoredTensor) -> Weight:

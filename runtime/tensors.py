@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -32,12 +33,13 @@ class TensorBook:
         tensor = self.source.tensors.get(name)
         if tensor is None:
             raise ValueError(f"{self.source.name}: tensor {name!r} is missing")
-        if tensor.shape != shape:
+        # Some writers give dimensions of 1 that others leave out: the same numbers in the same order.
+        if tensor.shape != shape and without_ones(tensor.shape) != without_ones(shape):
             raise ValueError(
                 f"{self.source.name}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)}"
             )
         self.left.pop(name, None)
-        return tensor
+        return tensor if tensor.shape == shape else replace(tensor, shape=shape)
 
     def vector(self, name: str, n: int, device: torch.device) -> torch.Tensor:
         """A norm's or a bias's numbers, float32 [n]."""
@@ -46,9 +48,25 @@ class TensorBook:
         self.progress(tensor.n_bytes)
         return values
 
+    def scale(self, name: str, n: int) -> torch.Tensor | None:
+        """`name`.scale: what each of n matrices is multiplied with, float32 [n]; None where the file has none.
+
+        Files in NVFP4 have them, and the scales of activations beside them, `name`.input_scale, which only products
+        with activations in NVFP4 would need.
+        """
+        if self.has(f"{name}.input_scale"):
+            self.take(f"{name}.input_scale", (n,))
+        if not self.has(f"{name}.scale"):
+            return None
+        values = self.vector(f"{name}.scale", n, torch.device("cpu"))
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"{self.source.name}: tensor '{name}.scale' must hold finite numbers")
+        return values
+
     def weight(self, name: str, shape: tuple[int, ...], ops: Dispatch) -> Weight:
         tensor = self.take(name, shape)
-        weight = ops.load(tensor)
+        scale = self.scale(name.removesuffix(".weight"), shape[0] if len(shape) == 3 else 1)
+        weight = ops.load(tensor, scale)
         self._loaded(tensor, weight)
         return weight
 
@@ -66,7 +84,7 @@ class TensorBook:
         self.progress(tensor.n_bytes)
 
     def linear(self, name: str, n_out: int, n_in: int, ops: Dispatch) -> Linear:
-        """`name`.weight and, where the file has it, `name`.bias."""
+        """`name`.weight and, where the file has them, `name`.scale and `name`.bias."""
         bias = self.vector(f"{name}.bias", n_out, ops.device) if self.has(f"{name}.bias") else None
         return Linear(self.weight(f"{name}.weight", (n_out, n_in), ops), bias)
 
@@ -79,3 +97,9 @@ class TensorBook:
         if left:
             shown = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
             raise ValueError(f"{self.source.name}: {len(left)} tensors are not part of this architecture: {shown}")
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the dimensions of 1 before its first other one, as ggml compares shapes."""
+    first = next((i for i, n in enumerate(shape) if n != 1), len(shape))
+    return shape[first:]

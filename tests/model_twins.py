@@ -48,3 +48,36 @@ class Rounded(TorchOps):
 
     def _matmul(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
         return super()._matmul(x if weight.format is F32 else rounded(x), weight)
+
+
+def in_nvfp4(source: ModelSource, *, decoded: bool) -> ModelSource:
+    """The model with random matrices in NVFP4 and their scales, or the same numbers in float32.
+
+    Scales are those of a matrix of usual weights, far from 1 and different everywhere, one for each expert.
+    """
+    fmt, tensors, found = format_by_name("NVFP4"), source.tensors, dict[str, StoredTensor]()
+    assert isinstance(tensors, dict)
+
+    def numbers(name: str, values: torch.Tensor) -> None:
+        values = values.float().contiguous()
+        found[name] = StoredTensor(name, F32, tuple(values.shape), lambda: values.view(-1).view(torch.uint8))
+
+    for index, (name, tensor) in enumerate(tensors.items()):
+        if len(tensor.shape) < 2 or "gate_inp" in name or name == "token_embd.weight":
+            found[name] = tensor
+            continue
+        generator, (*rows, width) = torch.Generator().manual_seed(index), tensor.shape
+        blocks = torch.randint(0, 256, (*rows, width // 64, 36), dtype=torch.uint8, generator=generator)
+        blocks[..., :4] = torch.randint(0x60, 0x7F, (*rows, width // 64, 4), dtype=torch.uint8, generator=generator)
+        scale = 2e-4 * (1 + torch.rand(rows[0] if len(rows) == 2 else 1, generator=generator))
+        stem, raw = name.removesuffix(".weight"), blocks.view(*rows, -1)
+        if decoded:
+            values = dequantize(raw, fmt).view(tensor.shape)
+            numbers(name, values * (scale[:, None, None] if len(rows) == 2 else scale))
+        else:
+            found[name] = StoredTensor(name, fmt, tensor.shape, raw.view(-1).clone)
+            numbers(f"{stem}.scale", scale)
+            numbers(f"{stem}.input_scale", torch.full_like(scale, 3.0))
+    tensors.clear()
+    tensors.update(found)
+    return source

@@ -225,6 +225,7 @@ def multiplied(
     chunk: int = 2,
     add: Tensor | None = None,
     bias: Tensor | None = None,
+    scale: Tensor | None = None,
     isa: str = OWN,
 ) -> Tensor:
     """x W^T by the kernel. Where `add` is as large as y it is overwritten by the result."""
@@ -247,6 +248,7 @@ def multiplied(
         add=0 if add is None else add.data_ptr(),
         add_stride=0 if add is None else 4 * add.stride(0),
         bias=0 if bias is None else bias.data_ptr(),
+        scale=0 if scale is None else scale.data_ptr(),
         k_units=k_units,
         column_block=column_block,
         chunk=chunk,

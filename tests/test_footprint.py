@@ -100,7 +100,9 @@ def test_weights_take_what_loading_allocates(dequantize: str, weight_dtype: torc
     assert (counted.mapped == counted.total - vectors) == (dequantize == "off")
 
 
-@pytest.mark.parametrize(("name", "width"), [("Q8_0", 288), ("Q4_K", 512), ("IQ4_NL", 96), ("F16", 100), ("Q6_K", 256)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("Q8_0", 288), ("Q4_K", 512), ("IQ4_NL", 96), ("F16", 100), ("Q6_K", 256), ("NVFP4", 64)]
+)
 def test_weights_on_a_gpu_are_packed(name: str, width: int) -> None:
     tensor = random_tensor("blk.0.attn_q.weight", format_by_name(name), (48, width))
     packed = packing.pack(tensor.bytes(), tensor.format, width)

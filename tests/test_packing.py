@@ -28,7 +28,7 @@ def test_planes_hold_every_byte_once_and_aligned(fmt: Format) -> None:
 @pytest.mark.parametrize("fmt", KERNEL_FORMATS, ids=ids)
 def test_no_bit_is_added(fmt: Format) -> None:
     assert 8 * packing.unit_bytes(fmt) / packing.UNIT == fmt.bits_per_weight
-    assert packing.packed_bytes(fmt, 64, 1024) == 64 * fmt.row_bytes(1024)
+    assert packing.packed_bytes(fmt, 64, 1024) == 64 * fmt.row_bytes(1024) + packing.factor_bytes(fmt)
 
 
 @pytest.mark.parametrize("fmt", KERNEL_FORMATS, ids=ids)

@@ -150,10 +150,12 @@ def mxfp4(w, base, u, lut, j: tl.constexpr, ISA: tl.constexpr):
 
 @triton.jit
 def nvfp4(w, base, u, lut, j: tl.constexpr, ISA: tl.constexpr):
-    """half of UE4M3 times the doubled E2M1 value, a scale per 16"""
+    """half of UE4M3 times the doubled E2M1 value, a scale per 16, times the matrix's factor behind its units"""
     low, high = lookup16(vector(w, base, u, 1 + j), lut + codebooks.E2M1, u, ISA)
     codes = pick(vector(w, base, u, 0), j // 2)
-    return low, high, (_half_ue4m3(codes >> (16 * (j % 2))), _half_ue4m3(codes >> (16 * (j % 2) + 8))), ()
+    factor = tl.load(w + base * 36).to(tl.float32, bitcast=True)
+    first, second = _half_ue4m3(codes >> (16 * (j % 2))), _half_ue4m3(codes >> (16 * (j % 2) + 8))
+    return low, high, (first * factor, second * factor), ()
 
 
 @triton.jit

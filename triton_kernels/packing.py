@@ -10,6 +10,9 @@ A lane that decodes one unit loads its pieces at full width, and the lanes besid
 next rows, load the bytes next to them. No bit is added. Some are put in another order (`_RULES`), so that one shift
 and one mask put four neighbouring weights into the four bytes of a word; and some are flipped, so that biased
 integers become signed ones.
+
+Behind the planes of a matrix in NVFP4 lies its factor, a float32 with 12 bytes to fill up: the format's scales alone do
+not say how large weights are.
 """
 
 from collections.abc import Callable
@@ -26,6 +29,9 @@ UNIT = 256
 PIECES = (16, 8, 4, 2)
 # Rows are packed a part at a time, so that the copies on the way stay small.
 CHUNK_BYTES = 64 * 2**20
+# Formats whose decoders multiply with a factor of the matrix, and the bytes that it takes.
+FACTORED = frozenset((formats.NVFP4,))
+FACTOR_BYTES = 16
 # Kernels count words of four bytes in int32.
 MAX_BYTES = 2**33
 
@@ -80,6 +86,11 @@ def unit_bytes(fmt: Format) -> int:
     return blocks_per_unit(fmt) * fmt.type_size
 
 
+def factor_bytes(fmt: Format) -> int:
+    """Bytes behind the units of a matrix."""
+    return FACTOR_BYTES if fmt in FACTORED else 0
+
+
 def units(n_in: int) -> int:
     """Units of a row of n_in weights."""
     return -(-n_in // UNIT)
@@ -88,7 +99,7 @@ def units(n_in: int) -> int:
 def packed_bytes(fmt: Format, n_out: int, n_in: int) -> int:
     """Bytes of a packed matrix, a multiple of 16. ValueError where n_in is no whole number of blocks."""
     fmt.row_bytes(n_in)
-    n_bytes = -(-units(n_in) * n_out * unit_bytes(fmt) // 16) * 16
+    n_bytes = -(-units(n_in) * n_out * unit_bytes(fmt) // 16) * 16 + factor_bytes(fmt)
     if n_bytes >= MAX_BYTES:
         raise ValueError(
             f"a {fmt.name} matrix of {n_out} x {n_in} takes {n_bytes} bytes, which is not below {MAX_BYTES}"
@@ -96,10 +107,11 @@ def packed_bytes(fmt: Format, n_out: int, n_in: int) -> int:
     return n_bytes
 
 
-def pack(data: Tensor, fmt: Format, n_in: int) -> Tensor:
+def pack(data: Tensor, fmt: Format, n_in: int, factors: Tensor | None = None) -> Tensor:
     """Rows of blocks, uint8 [..., n_out, bytes per row], as planes: uint8 [..., packed bytes].
 
-    ValueError where the rows are not those of n_in weights in fmt.
+    factors: what each matrix is multiplied with, float32, 1 by default; only for a format of FACTORED. ValueError where
+    the rows are not those of n_in weights in fmt.
     """
     if data.dtype != torch.uint8 or data.dim() < 2 or data.shape[-1] != fmt.row_bytes(n_in):
         expected = f"uint8 [..., n_out, {fmt.row_bytes(n_in)}] for {n_in} weights of {fmt.name} per row"
@@ -110,6 +122,11 @@ def pack(data: Tensor, fmt: Format, n_in: int) -> Tensor:
         data.reshape(-1, *data.shape[-2:]).unbind(), packed.view(-1, packed.shape[-1]).unbind(), strict=True
     ):
         _pack_matrix(matrix, target, fmt, units(n_in))
+    if fmt in FACTORED:
+        place = packed[..., -FACTOR_BYTES:].view(torch.float32)[..., 0]
+        place.copy_(torch.ones_like(place) if factors is None else factors.view(place.shape))
+    else:
+        assert factors is None, f"{fmt.name} has no factor"
     return packed
 
 

@@ -24,16 +24,17 @@ class PackedWeight:
     data: Tensor
 
     @classmethod
-    def pack(cls, data: Tensor, fmt: Format, shape: tuple[int, ...]) -> PackedWeight:
+    def pack(cls, data: Tensor, fmt: Format, shape: tuple[int, ...], factors: Tensor | None = None) -> PackedWeight:
         """From rows as a file has them, uint8 [..., n_out, bytes per row], on the device where they shall stay.
 
+        factors: what each matrix is multiplied with (packing.pack).
         ValueError where the format has no kernel, or data are not the rows of such a shape.
         """
         if fmt.id not in DECODERS:
             raise ValueError(f"no kernel decodes {fmt.name}")
         if data.shape[:-1] != shape[:-1]:
             raise ValueError(f"expected rows of shape {shape[:-1]}, found {tuple(data.shape[:-1])}")
-        return cls(fmt, shape, packing.pack(data, fmt, shape[-1]))
+        return cls(fmt, shape, packing.pack(data, fmt, shape[-1], factors))
 
     @property
     def copied(self) -> bool:

@@ -50,7 +50,7 @@ class CpuOps:
 
     # ---- weights ----
 
-    def load(self, tensor: StoredTensor) -> Weight | Declined:
+    def load(self, tensor: StoredTensor, scale: torch.Tensor | None = None) -> Weight | Declined:
         fmt, shape = tensor.format, tensor.shape
         if fmt.name not in SERVED:
             return Declined(f"no kernel decodes {fmt.name}")
@@ -58,7 +58,7 @@ class CpuOps:
             return Declined(f"rows of {shape[-1]} weights are no multiple of 32")
         if len(shape) == 3 and shape[-2] % LANES:
             return Declined(f"experts of {shape[-2]} rows are no multiple of {LANES}")
-        return pack(tensor, self.kernels)
+        return pack(tensor, self.kernels, scale)
 
     def load_embedding(self, tensor: StoredTensor) -> Weight | Declined:
         return self.load(tensor)

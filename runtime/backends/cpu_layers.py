@@ -221,6 +221,7 @@ class MoeHalf:
             **x.named("x"),
             share=share,
             weights=weight.data.data_ptr(),
+            scales=0 if weight.scale is None else weight.scale.data_ptr(),
             n_units=weight.n_in // weight.format.block_size,
             n_strips=strips,
             n_experts=weight.shape[0],

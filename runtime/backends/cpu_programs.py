@@ -155,6 +155,7 @@ class Builder:
             **y.named("y"),
             **(add or Operand(0, 0)).named("add"),
             bias=self.padded(linear.bias, weight.width),
+            scale=self.padded(None if weight.scale is None else weight.scale.expand(weight.width), weight.width),
             k_units=max(1, (K_WEIGHTS if self.blocked else weight.n_in) // block_size),
             column_block=COLUMN_BLOCK,
             chunk=self.chunk(strips),
@@ -202,12 +203,12 @@ class Builder:
             width=width,
         )
 
-    def padded(self, bias: torch.Tensor | None, width: int) -> int:
-        """The address of a bias with zeros for the rows that fill up the last strip; 0 for none."""
-        if bias is None:
+    def padded(self, values: torch.Tensor | None, width: int) -> int:
+        """The address of a vector with zeros for the rows that fill up the last strip; 0 for none."""
+        if values is None:
             return 0
         whole = torch.zeros(width)
-        whole[: len(bias)] = bias
+        whole[: len(values)] = values
         self.program.keep.append(whole)
         return whole.data_ptr()
 

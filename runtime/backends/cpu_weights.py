@@ -26,11 +26,15 @@ HUGE_BYTES = 2**21
 
 @dataclass(frozen=True, slots=True)
 class TiledWeight:
-    """A matrix, or a stack of them, as strips (cpu_kernels/tiles.py): uint8 [n_matrices * n_strips, strip bytes]."""
+    """A matrix, or a stack of them, as strips (cpu_kernels/tiles.py): uint8 [n_matrices * n_strips, strip bytes].
+
+    scale: what each matrix is multiplied with, float32 [n_matrices], None for 1.
+    """
 
     format: Format
     shape: tuple[int, ...]
     data: torch.Tensor
+    scale: torch.Tensor | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -56,16 +60,19 @@ class TiledWeight:
 
     def expert(self, index: int) -> TiledWeight:
         strips = n_strips(self.n_out)
-        return TiledWeight(self.format, self.shape[1:], self.data[index * strips : (index + 1) * strips])
+        scale = None if self.scale is None else self.scale[index : index + 1]
+        return TiledWeight(self.format, self.shape[1:], self.data[index * strips : (index + 1) * strips], scale)
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         first = start // LANES
         strips = self.data[first : n_strips(stop)].numpy()
         rows = torch.from_numpy(unpacked(strips, self.format, self.n_in))[start - first * LANES :][: stop - start]
-        return dequantize(rows, self.format, dtype=dtype)
+        if self.scale is None:
+            return dequantize(rows, self.format, dtype=dtype)
+        return (dequantize(rows, self.format) * self.scale).to(dtype)
 
 
-def pack(tensor: StoredTensor, kernels: Kernels) -> TiledWeight:
+def pack(tensor: StoredTensor, kernels: Kernels, scale: torch.Tensor | None = None) -> TiledWeight:
     """A tensor of a file, moved into strips by all threads."""
     fmt, shape, stored = tensor.format, tensor.shape, tensor.bytes()
     n_matrices = shape[0] if len(shape) == 3 else 1
@@ -84,7 +91,7 @@ def pack(tensor: StoredTensor, kernels: Kernels) -> TiledWeight:
         n_matrices=n_matrices,
     )
     kernels.run(program)
-    return TiledWeight(fmt, shape, data)
+    return TiledWeight(fmt, shape, data, scale)
 
 
 def decoded_product(x: torch.Tensor, weight: TiledWeight, dtype: torch.dtype, kernels: Kernels) -> torch.Tensor:
@@ -107,7 +114,7 @@ def decoded_product(x: torch.Tensor, weight: TiledWeight, dtype: torch.dtype, ke
         )
         kernels.run(program)
         y[:, start : start + n_out] = F.linear(x, decoded[:n_out])
-    return y
+    return y if weight.scale is None else y.mul_(weight.scale)
 
 
 def empty_bytes(n_rows: int, n_bytes: int) -> torch.Tensor:

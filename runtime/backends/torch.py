@@ -29,11 +29,12 @@ MAX_ROWS_16_BIT = 4
 
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
-    """A matrix, or a stack of them, as ordinary numbers."""
+    """A matrix, or a stack of them, as ordinary numbers. scale: what each is multiplied with, float32, None for 1."""
 
     format: Format
     data: torch.Tensor
     copied: bool = True
+    scale: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,30 +45,45 @@ class DenseWeight:
         return self.data.nbytes
 
     def expert(self, index: int) -> DenseWeight:
-        return DenseWeight(self.format, self.data[index])
+        return DenseWeight(self.format, self.data[index], scale=_scale_of(self.scale, index))
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        return self.data[start:stop].to(dtype)
+        return scaled(self.data[start:stop], self.scale).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantWeight:
-    """A matrix, or a stack of them, in its stored form: uint8 [..., n_out, row bytes]; decoded when used."""
+    """A matrix, or a stack of them, in its stored form: uint8 [..., n_out, row bytes]; decoded when used.
+
+    scale: what each is multiplied with, float32, None for 1.
+    """
 
     format: Format
     shape: tuple[int, ...]
     data: torch.Tensor
     copied: bool = True
+    scale: torch.Tensor | None = None
 
     @property
     def n_bytes(self) -> int:
         return self.data.nbytes
 
     def expert(self, index: int) -> QuantWeight:
-        return QuantWeight(self.format, self.shape[1:], self.data[index])
+        return QuantWeight(self.format, self.shape[1:], self.data[index], scale=_scale_of(self.scale, index))
 
     def dense(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        return dequantize(self.data[start:stop], self.format, dtype=dtype)
+        if self.scale is None:
+            return dequantize(self.data[start:stop], self.format, dtype=dtype)
+        return scaled(dequantize(self.data[start:stop], self.format), self.scale).to(dtype)
+
+
+def scaled(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """values times the scale [1] of their matrix, in float32; as they are where there is none."""
+    return values if scale is None else values.float() * scale
+
+
+def _scale_of(scale: torch.Tensor | None, index: int) -> torch.Tensor | None:
+    return None if scale is None else scale[index : index + 1]
 
 
 class TorchOps:
@@ -90,23 +106,23 @@ class TorchOps:
         self.device, self.dtype, self.weight_dtype = device, dtype, weight_dtype
         self.fused_attention = fused_attention
 
-    def load(self, tensor: StoredTensor) -> Weight:
+    def load(self, tensor: StoredTensor, scale: torch.Tensor | None = None) -> Weight:
         stored_dtype = FLOAT_DTYPES.get(tensor.format)
         if self.weight_dtype is None or stored_dtype in (self.weight_dtype, torch.float32):
-            return self.load_stored(tensor)
-        return DenseWeight(
-            tensor.format, dequantize(tensor.bytes(), tensor.format, dtype=self.weight_dtype).to(self.device)
-        )
+            return self.load_stored(tensor, scale)
+        data = dequantize(tensor.bytes(), tensor.format, dtype=self.weight_dtype).to(self.device)
+        return DenseWeight(tensor.format, data, scale=None if scale is None else scale.to(self.device))
 
-    def load_stored(self, tensor: StoredTensor) -> Weight:
+    def load_stored(self, tensor: StoredTensor, scale: torch.Tensor | None = None) -> Weight:
         """Keeps a matrix as the file has it; on the CPU without a copy."""
+        scale = None if scale is None else scale.to(self.device)
         stored, copied = tensor.bytes().to(self.device), self.device.type != "cpu"
         dtype = FLOAT_DTYPES.get(tensor.format)
         if dtype is None:
-            return QuantWeight(tensor.format, tensor.shape, stored, copied)
+            return QuantWeight(tensor.format, tensor.shape, stored, copied, scale)
         # A damaged directory or an odd alignment may leave numbers at odd addresses, which torch cannot view.
         aligned = stored if stored.data_ptr() % dtype.itemsize == 0 else stored.clone()
-        return DenseWeight(tensor.format, aligned.view(dtype), copied or aligned is not stored)
+        return DenseWeight(tensor.format, aligned.view(dtype), copied or aligned is not stored, scale)
 
     def load_embedding(self, tensor: StoredTensor) -> Weight:
         """As it is stored: decoding a few rows costs little."""
@@ -127,7 +143,7 @@ class TorchOps:
         if isinstance(weight, DenseWeight) and (
             weight.data.dtype == x.dtype or self.device.type != "cpu" or len(x) <= MAX_ROWS_16_BIT
         ):
-            return F.linear(x.to(weight.data.dtype), weight.data).to(self.dtype)
+            return scaled(F.linear(x.to(weight.data.dtype), weight.data), weight.scale).to(self.dtype)
         n_out, n_in = weight.shape
         y = x.new_empty(len(x), n_out)
         step = max(1, WORKSPACE_BYTES // (n_in * x.dtype.itemsize))

@@ -26,6 +26,7 @@ from ...triton_kernels.gates import glu
 from ...triton_kernels.linear import Linear as LinearKernel
 from ...triton_kernels.linear import Route
 from ...triton_kernels.norms import NextNorm, norm
+from ...triton_kernels.packing import FACTORED
 from ...triton_kernels.rope import RopeAndWrite
 from ...triton_kernels.router import Router, Routing
 from ...triton_kernels.tuning import Tuning, arch_of, tuning
@@ -76,14 +77,16 @@ class TritonOps:
 
     # ---- weights ----
 
-    def load(self, tensor: StoredTensor) -> Weight | Declined:
+    def load(self, tensor: StoredTensor, scale: torch.Tensor | None = None) -> Weight | Declined:
         if self.decoded:
             return Declined("weights are decoded while loading")
         if tensor.format.id not in DECODERS:
             return Declined(f"no kernel decodes {tensor.format.name}")
+        if scale is not None and tensor.format not in FACTORED:
+            return Declined(f"kernels have no scale for matrices in {tensor.format.name}")
         *rows, _ = tensor.shape
         stored = tensor.bytes().view(*rows, -1).to(self.device)
-        return PackedWeight.pack(stored, tensor.format, tensor.shape)
+        return PackedWeight.pack(stored, tensor.format, tensor.shape, scale)
 
     def load_embedding(self, tensor: StoredTensor) -> Weight | Declined:
         return self.load(tensor)

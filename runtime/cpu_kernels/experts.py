@@ -15,7 +15,7 @@ from .kernel import kernel, kernel_family
 from .language import LANES
 from .product import unit_product
 from .scalars import load_float, load_int32, number, store_float, store_int32
-from .sinks import gathered_rows, no_sums, store_sums
+from .sinks import gathered_rows, no_sums, scale_sums, store_sums
 from .vectors import all_floats, exp, fma, load_floats, max_floats, maximum, store_floats, sum_floats
 
 LOWEST, ZERO = np.float32(-np.inf), np.float32(0)
@@ -87,7 +87,7 @@ def list_pairs(ids, n_rows, n_used, n_experts, starts, pairs, counter, thread, n
 
 @kernel_family
 def expert_product(format: str, columns: int) -> Callable[..., None]:
-    """For each pair p: row p // share of x times its expert's matrix, to row p of y."""
+    """For each pair p: row p // share of x times its expert's matrix and scale, to row p of y. scales: 0 for none."""
     step, tile_bytes, multiply = unit_product(format)
 
     def expert_product(
@@ -95,6 +95,7 @@ def expert_product(format: str, columns: int) -> Callable[..., None]:
         x_stride,
         share,
         weights,
+        scales,
         n_units,
         n_strips,
         n_experts,
@@ -124,6 +125,9 @@ def expert_product(format: str, columns: int) -> Callable[..., None]:
                             sums = multiply(sums, tile, at, to)
                             tile += tile_bytes
                             at += step
+                        if scales != 0:
+                            factor = all_floats(load_float(scales + 4 * expert))
+                            sums = scale_sums(sums, factor, no_sums(columns))
                         store_sums(sums, gathered_rows(y, y_stride, pairs, pair, last, 1, columns), 64 * strip)
 
     return expert_product

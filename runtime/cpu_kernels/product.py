@@ -15,7 +15,7 @@ from .decode import DECODERS
 from .kernel import kernel_family
 from .language import LANES, inline
 from .scalars import prefetch
-from .sinks import DOT, RECORD, add_sums, load_sums, multiply_floats, no_sums, rows_of, store_sums
+from .sinks import DOT, RECORD, add_sums, load_sums, multiply_floats, no_sums, rows_of, scale_sums, store_sums
 from .vectors import as_floats, load_floats, load_halves, load_shorts
 
 FLOAT_LOADS = {
@@ -56,8 +56,8 @@ def unit_product(format: str) -> tuple[int, int, Callable[..., Any]]:
 def product(format: str, columns: int) -> Callable[..., None]:
     """Rows of y, float32, n_strips * 16 wide. x: records, or float32 for formats of plain numbers.
 
-    add: rows that the products are added to (they may be y's own), 0 for none. bias: a vector, 0 for none. Tasks are
-    `chunk` strips for a block of columns.
+    add: rows that the products are added to (they may be y's own), 0 for none. bias: a vector, 0 for none. scale: a
+    vector that the products are multiplied with, 0 for none. Tasks are `chunk` strips for a block of columns.
     """
     step, tile_bytes, multiply = unit_product(format)
 
@@ -73,6 +73,7 @@ def product(format: str, columns: int) -> Callable[..., None]:
         add,
         add_stride,
         bias,
+        scale,
         k_units,
         column_block,
         chunk,
@@ -103,12 +104,17 @@ def product(format: str, columns: int) -> Callable[..., None]:
                             sums = no_sums(columns)
                         if first_unit == 0 and bias != 0:
                             sums = add_sums(sums, load_floats(bias + place))
+                        begin = sums
+                        if scale != 0:
+                            sums = no_sums(columns)
                         tile = weights + (strip * n_units + first_unit) * tile_bytes
                         at = first_unit * step
                         for _ in range(first_unit, last_unit):
                             sums = multiply(sums, tile, at, to)
                             tile += tile_bytes
                             at += step
+                        if scale != 0:
+                            sums = scale_sums(sums, load_floats(scale + place), begin)
                         store_sums(sums, out, place)
 
     return product

@@ -254,6 +254,18 @@ def add_sums(context: Any, sums: Any, more: Any) -> Any:
 
 
 @intrinsic
+def scale_sums(context: Any, sums: Any, factor: Any, begin: Any) -> Any:
+    """begin[i] + factor * sums[i]"""
+    n = sums.count
+
+    def code(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        totals, starts = cgutils.unpack_tuple(b, args[0], n), cgutils.unpack_tuple(b, args[2], n)
+        return cgutils.pack_array(b, [fused(b, t, args[1], start) for t, start in zip(totals, starts, strict=True)])
+
+    return sums(sums, factor, begin), code
+
+
+@intrinsic
 def store_sums(context: Any, sums: Any, columns: Any, at: Any) -> Any:
     """Each vector to columns[i] + at."""
     n = sums.count
