@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from naiad.runtime.cli.options import Option, Parser, UsageError, integer, number, one_of, process_escapes
+from naiad.runtime.cli.options import Option, Parser, UsageError, integer, number, one_of
 from naiad.runtime.cli.run import PARSER
 
 ACCEPTED: list[tuple[list[str], dict[str, Any]]] = [
@@ -16,6 +16,16 @@ ACCEPTED: list[tuple[list[str], dict[str, Any]]] = [
     (["-ngl", "auto"], {"n_gpu_layers": None}),
     (["--gpu-layers", "0"], {"n_gpu_layers": 0}),
     (["-n", "-1"], {"n_predict": -1}),
+    (["-n", "-2"], {"n_predict": -1}),
+    (["-ngl", "-1"], {"n_gpu_layers": None}),
+    (["-ngl", "ALL"], {"n_gpu_layers": None}),
+    *((["-fa", word], {"flash_attn": "on"}) for word in ("1", "true", "enabled", "on", "True")),
+    *((["-fa", word], {"flash_attn": "off"}) for word in ("0", "false", "disabled", "off")),
+    *((["-fa", word], {"flash_attn": "auto"}) for word in ("-1", "auto")),
+    (["--dequantize", "0"], {"dequantize": "off"}),
+    (["--cpu-strict", "1", "--cpu-strict-batch", "off"], {"cpu_strict": True, "cpu_strict_batch": False}),
+    (["-c", "+64", "-t", " 3 "], {"ctx_size": 64, "threads": 3}),
+    (["--temp", "5e-1", "--top-p", ".5", "--min-p", "0x1p-3"], {"temperature": 0.5, "top_p": 0.5, "min_p": 0.125}),
     (["-p", "-starts with a dash"], {"prompt": "-starts with a dash"}),
     (["-p", ""], {"prompt": ""}),
     (["--temp", "0"], {"temperature": 0.0}),
@@ -48,10 +58,14 @@ REFUSED = [
     (["loose"], "invalid argument: loose"),
     (["-m"], "-m needs a value: FILE"),
     (["-n", "many"], "-n: expected an integer, found 'many'"),
-    (["-n", "-2"], "-n: expected an integer from -1"),
+    (["-n", "-3"], "-n: expected an integer from -2"),
+    (["-n", "9" * 5000], "-n: expected an integer, found '9999"),
+    (["--temp", "1e999"], "--temp: expected a number from"),
+    (["--temp", ""], "--temp: expected a number, found ''"),
+    (["-fa", "2"], "-fa: expected one of on, off, auto, found '2'"),
+    (["--cpu-strict", "perhaps"], "--cpu-strict: expected on or off, 1 or 0, found 'perhaps'"),
     (["-c", "-1"], "-c: expected an integer from 0"),
     (["-t", "513"], "-t: expected an integer from -2147483648 to 512"),
-    (["-ngl", "-1"], "-ngl: expected an integer from 0"),
     (["-ngl", "most"], "-ngl: expected an integer, found 'most'"),
     (["--temp", "hot"], "--temp: expected a number, found 'hot'"),
     (["--temp", "nan"], "--temp: expected a number"),
@@ -106,17 +120,15 @@ def test_converters() -> None:
     assert one_of("a", "b")("B") == "b"
 
 
-ESCAPES = [
-    (r"a\nb", "a\nb"),
-    (r"\t\r\'\"\\", "\t\r'\"\\"),
-    (r"\\n", r"\n"),
-    (r"\x41\x4a", "AJ"),
-    (r"\xg1 \q", r"\xg1 \q"),
-    ("end\\", "end\\"),
-    (r"\x4", r"\x4"),
-]
+def test_what_follows_a_number_is_passed_over_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    values = PARSER.parse(["-c", "4096,", "--temp", "0.5f", "-n", "1e3"], {"LLAMA_ARG_THREADS": "2x"})
+    assert [values[key] for key in ("ctx_size", "temperature", "n_predict", "threads")] == [4096, 0.5, 1, 2]
+    err = capsys.readouterr().err
+    assert "'4096,' is read as 4096" in err and "'1e3' is read as 1" in err and "'2x' is read as 2" in err
 
 
-@pytest.mark.parametrize(("text", "expected"), ESCAPES)
-def test_escapes(text: str, expected: str) -> None:
-    assert process_escapes(text) == expected
+def test_words_of_the_environment() -> None:
+    values = PARSER.parse([], {"LLAMA_ARG_FLASH_ATTN": "enabled", "LLAMA_ARG_N_GPU_LAYERS": "-2"})
+    assert (values["flash_attn"], values["n_gpu_layers"]) == ("on", None)
+    with pytest.raises(UsageError, match=r"LLAMA_ARG_FLASH_ATTN: .*, found 'x{57}\.\.\.'"):
+        PARSER.parse([], {"LLAMA_ARG_FLASH_ATTN": "x" * 300})

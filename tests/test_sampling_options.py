@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from naiad.runtime.cli.options import Parser, UsageError
+from naiad.runtime.cli.run import PARSER as RUN_PARSER
 from naiad.runtime.cli.sampling_options import SAMPLING_OPTIONS, sampling_params
 from naiad.runtime.sampling import SamplingParams
 
@@ -29,6 +30,12 @@ FLAGS: list[tuple[list[str], dict[str, Any]]] = [
     (["--samplers", "top-k;temp"], {"samplers": ("top_k", "temperature")}),
     (["--sampling-seq", "kt"], {"samplers": ("top_k", "temperature")}),
     (["-l", "15+1.5,16-inf,3-2"], {"logit_bias": {15: 1.5, 16: -math.inf, 3: -2.0}}),
+    (["-l", "300+1e-2"], {"logit_bias": {300: 0.01}}),
+    (["-l", "300-1e+2,5--2, 6 + .5"], {"logit_bias": {300: -100.0, 5: 2.0, 6: 0.5}}),
+    (["-l", "300+0x1p4,7-INF"], {"logit_bias": {300: 16.0, 7: -math.inf}}),
+    (["-l", "300+1", "-l", "300+2", "-l", "5-inf"], {"logit_bias": {300: 3.0, 5: -math.inf}}),
+    (["-r", r"\xe2\x82\xac", "-r", "\udce2\udc82\\xac", "-r", "\udcff"], {"stop": ("€", "€", "\ufffd")}),
+    (["--dry-sequence-breaker", r"\xc3\xa9"], {"dry_sequence_breakers": ("é",)}),
     (["--dry-multiplier", "0.8"], {"dry_multiplier": 0.8}),
     (["--dry-sequence-breaker", "\\n"], {"dry_sequence_breakers": ("\n",)}),
     (["--dry-sequence-breaker", "a", "--dry-sequence-breaker", "b"], {"dry_sequence_breakers": ("a", "b")}),
@@ -55,6 +62,9 @@ BAD = [
     ("-l", "+1"),
     ("-l", "15+x"),
     ("-l", "15+nan"),
+    ("-l", "15+1,"),
+    ("-l", "1e2+1"),
+    ("-l", "15 1"),
     ("--samplers", "best"),
     ("--sampling-seq", "kz"),
     ("--mirostat", "3"),
@@ -68,3 +78,10 @@ BAD = [
 def test_impossible_values_name_the_flag(flag: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"^{flag}: "):
         parsed(flag, value)
+
+
+def test_no_escape_is_for_stop_texts_and_breakers_too() -> None:
+    values = RUN_PARSER.parse(["--no-escape", "-r", r"\n", "--dry-sequence-breaker", r"\x41", "-r", "\udcc3x"], {})
+    params = sampling_params(values)
+    assert params.stop == (r"\n", "\ufffdx")
+    assert params.dry_sequence_breakers == (r"\x41",)

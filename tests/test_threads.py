@@ -360,7 +360,7 @@ def test_options_from_the_environment() -> None:
         ("-Cb -", "-Cb: expected a mask in hexadecimal digits, found '-'"),
         ("-Cr 5", "-Cr: expected a range of CPUs, lo-hi, found '5'"),
         ("-Crb 3-1", "-Crb: expected a rising range of CPUs below 512, found '3-1'"),
-        ("--cpu-strict yes", "--cpu-strict: expected one of 0, 1, found 'yes'"),
+        ("--cpu-strict yes", "--cpu-strict: expected on or off, 1 or 0, found 'yes'"),
         ("--poll 101", "--poll: expected an integer from 0 to 100, found 101"),
         ("--poll-batch -1", "--poll-batch: expected an integer from 0 to 100, found -1"),
         ("--prio 4", "--prio: expected an integer from -1 to 3, found 4"),

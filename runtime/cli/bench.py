@@ -24,7 +24,7 @@ from ..engine.build import N_BATCH
 from ..llm import LLM
 from .bench_output import FORMATS, Markdown, Printer, Result
 from .lists import layer_list, listed, number_list, pair, word_list
-from .options import Option, Parser, integer, number, one_of
+from .options import Option, Parser, integer, number, on_off_auto, one_of
 from .timing import SPARE_TOKENS, Case, RandomTokens, measure
 
 N_POSITIONAL = 0
@@ -47,7 +47,7 @@ LISTS: list[tuple[Option, list[Any]]] = [
     (_list(("-t", "--threads"), "CPU threads", number_list(1, 4096)), [None]),
     (_list(("-ngl", "--gpu-layers", "--n-gpu-layers"), "layers on the GPU (default: all, -1)", layer_list), [None]),
     (
-        _list(("-fa", "--flash-attn"), "fused attention: on, off or auto", word_list(one_of("on", "off", "auto"))),
+        _list(("-fa", "--flash-attn"), "fused attention: on, off or auto", word_list(on_off_auto)),
         ["auto"],
     ),
     (_list(("-dev", "--device"), "devices to use", word_list(str)), [None]),

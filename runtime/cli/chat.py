@@ -11,6 +11,7 @@ from ..generation import Generation
 from ..llm import LLM
 from ..sampling import SamplingParams
 from .interrupt import Interrupt
+from .texts import Lines, read_text, stdin_lines
 
 HELP = """\
   /help        this list
@@ -80,7 +81,7 @@ class Chat:
             if once:
                 return 0 if finished else 130
         read = _line_reader()
-        if sys.stdin.isatty():
+        if sys.stdin is not None and sys.stdin.isatty():
             print("Type a message, or /help for the commands.", file=sys.stderr)
         interrupted = False
         while True:
@@ -157,8 +158,8 @@ class Chat:
 
     def _attach(self, name: str) -> None:
         try:
-            self.attached.append(Path(name).expanduser().read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            self.attached.append(read_text(Path(name).expanduser()))
+        except (OSError, ValueError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
         else:
             print(f"{name} goes with your next message.", file=sys.stderr)
@@ -166,32 +167,18 @@ class Chat:
 
 def _line_reader() -> Callable[[], str]:
     """Reads a message: with editing and history from a terminal, plain lines from a pipe."""
-    if not sys.stdin.isatty():
-        return _read_plain
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
-    from prompt_toolkit.output import create_output
+    if sys.stdin is None or not sys.stdin.isatty():
+        return _plain_reader(stdin_lines())
+    from .history import edited_lines
 
-    history = Path.home() / ".local" / "state" / "naiad" / "history"
-    try:
-        history.parent.mkdir(parents=True, exist_ok=True)
-        session: PromptSession[str] = PromptSession(
-            history=FileHistory(str(history)), output=create_output(stdout=sys.stderr)
-        )
-    except OSError:
-        session = PromptSession(output=create_output(stdout=sys.stderr))
+    return edited_lines()
 
+
+def _plain_reader(lines: Lines) -> Callable[[], str]:
     def read() -> str:
-        line = session.prompt("> ")
-        while line.endswith("\\"):
-            line = line[:-1] + "\n" + session.prompt("  ")
+        line = lines.read()
+        if line is None:
+            raise EOFError
         return line
 
     return read
-
-
-def _read_plain() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")

@@ -15,7 +15,7 @@ from ...quant.cache_types import CACHE_TYPES
 from ..engine.build import N_BATCH, EngineOptions
 from ..llm import LLM
 from ..model import WEIGHT_DTYPES, ModelOptions
-from .options import Option, UsageError, integer, layer_count, one_of
+from .options import Option, UsageError, integer, layer_count, on_off_auto, one_of
 from .thread_options import THREAD_OPTIONS, thread_options
 
 
@@ -88,7 +88,7 @@ MODEL_OPTIONS = [
     Option(
         ("-fa", "--flash-attn"),
         "fused attention: on, off or auto",
-        one_of("on", "off", "auto"),
+        on_off_auto,
         "WHEN",
         "auto",
         env="LLAMA_ARG_FLASH_ATTN",
@@ -115,7 +115,7 @@ MODEL_OPTIONS = [
     Option(
         ("--dequantize",),
         "decode quantised weights when loading: on, off or auto",
-        one_of("on", "off", "auto"),
+        on_off_auto,
         "WHEN",
         "auto",
     ),

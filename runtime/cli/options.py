@@ -7,12 +7,14 @@ warning. Values may begin with a dash. Unknown options and impossible values rai
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "on", "enabled"), ("false", "0", "off", "disabled")
+AUTO_WORDS = ("auto", "-1")
 
 
 class UsageError(ValueError):
@@ -43,10 +45,7 @@ class Option:
 
 def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ValueError(f"expected an integer, found {text!r}") from None
+        value = int(_number(_INTEGER, "an integer", text))
         if not low <= value <= high:
             raise ValueError(f"expected an integer from {low} to {high}, found {value}")
         return value
@@ -56,29 +55,80 @@ def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
 
 def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
     def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(f"expected a number, found {text!r}") from None
+        value = real(text)
         if not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(f"expected a number from {low:g} to {high:g}, found {text}")
+            raise ValueError(f"expected a number from {low:g} to {high:g}, found {shortened(text)}")
         return value
 
     return convert
 
 
+# What std::stoi and std::stof read: the longest beginning that is a number, after white space.
+_INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)")
+_REAL = re.compile(
+    r"[ \t\n\v\f\r]*([+-]?(?:0x(?:[0-9a-f]+\.?[0-9a-f]*|\.[0-9a-f]+)(?:p[+-]?[0-9]+)?|inf(?:inity)?|nan"
+    r"|(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?))",
+    re.IGNORECASE,
+)
+# Python refuses to convert more digits than some thousands, and no number here needs them.
+MAX_DIGITS = 400
+
+
+def real(text: str) -> float:
+    """A number as std::stof reads it, decimal or hexadecimal, infinite or none."""
+    found = _number(_REAL, "a number", text)
+    try:
+        return float.fromhex(found) if "x" in found.lower() else float(found)
+    except OverflowError:
+        return math.inf
+
+
+def _number(pattern: re.Pattern[str], expected: str, text: str) -> str:
+    """The beginning of a text that is a number. What follows it is passed over, as in llama.cpp, but not in silence."""
+    match = pattern.match(text)
+    if match is None or len(match[1]) > MAX_DIGITS:
+        raise ValueError(f"expected {expected}, found {shortened(text)!r}")
+    if text[match.end() :].strip():
+        print(f"warning: {shortened(text)!r} is read as {match[1]}", file=sys.stderr)
+    return match[1]
+
+
+def shortened(text: str, n: int = 60) -> str:
+    return text if len(text) <= n else text[: n - 3] + "..."
+
+
 def one_of(*words: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text.lower() not in words:
-            raise ValueError(f"expected one of {', '.join(words)}, found {text!r}")
+            raise ValueError(f"expected one of {', '.join(words)}, found {shortened(text)!r}")
         return text.lower()
 
     return convert
 
 
+def switch(text: str) -> bool:
+    """on or off, in any of llama.cpp's words, or as a number."""
+    if text.lower() in TRUE_WORDS + FALSE_WORDS:
+        return text.lower() in TRUE_WORDS
+    match = _INTEGER.fullmatch(text)
+    if match is None or len(match[1]) > MAX_DIGITS:
+        raise ValueError(f"expected on or off, 1 or 0, found {shortened(text)!r}")
+    return int(match[1]) != 0
+
+
+def on_off_auto(text: str) -> str:
+    """ "on", "off" or "auto", in any of llama.cpp's words for them."""
+    word = text.lower()
+    for meaning, words in (("on", TRUE_WORDS), ("off", FALSE_WORDS), ("auto", AUTO_WORDS)):
+        if word in words:
+            return meaning
+    raise ValueError(f"expected one of on, off, auto, found {shortened(text)!r}")
+
+
 def layer_count(text: str) -> int | None:
-    """-ngl: a number, or None for "auto" and "all"."""
-    return None if text in ("auto", "all") else integer(0)(text)
+    """-ngl: a number, or None for "auto" and "all", which -1 and -2 are, too."""
+    n = -1 if text.lower() in ("auto", "all") else integer(-(2**31))(text)
+    return None if n < 0 else n
 
 
 HELP = Option(("-h", "--help"), "print this help and exit")
@@ -131,7 +181,7 @@ class Parser:
             elif text.lower() in TRUE_WORDS + FALSE_WORDS:
                 values[option.key] = text.lower() in TRUE_WORDS
             else:
-                raise UsageError(f"{option.env} must be on or off, found {text!r}")
+                raise UsageError(f"{option.env} must be on or off, found {shortened(text)!r}")
         return values
 
     def usage(self) -> str:
@@ -151,27 +201,3 @@ def _convert(option: Option, name: str, text: str) -> Any:
         return option.convert(text)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None
-
-
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
-
-
-def process_escapes(text: str) -> str:
-    r"""\n, \r, \t, \', \", \\ and \xHH become what they stand for; other backslashes stay, as in llama.cpp."""
-    out, i = [], 0
-    while i < len(text):
-        following = text[i + 1 : i + 2]
-        if text[i] == "\\" and following in _ESCAPES and following:
-            out.append(_ESCAPES[following])
-            i += 2
-        elif text[i : i + 2] == "\\x" and len(digits := text[i + 2 : i + 4]) == 2 and _is_hex(digits):
-            out.append(chr(int(digits, 16)))
-            i += 4
-        else:
-            out.append(text[i])
-            i += 1
-    return "".join(out)
-
-
-def _is_hex(digits: str) -> bool:
-    return all(d in "0123456789abcdefABCDEF" for d in digits)

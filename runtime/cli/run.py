@@ -14,13 +14,14 @@ from . import print_version
 from .chat import Chat, Conversation
 from .interrupt import Interrupt
 from .model_options import MODEL_OPTIONS, load_llm
-from .options import Option, Parser, UsageError, process_escapes
+from .options import Option, Parser, UsageError
 from .sampling_options import SAMPLING_OPTIONS, sampling_params
+from .texts import argument_text, process_escapes, read_text
 
 N_POSITIONAL = 0
 PROMPT_OPTIONS = [
     Option(("-p", "--prompt"), "the prompt; without it, a chat starts", str, "TEXT"),
-    Option(("-f", "--file"), "read the prompt from a file", Path, "FILE"),
+    Option(("-f", "--file"), "read the prompt from a file, without a newline at its end", Path, "FILE"),
     Option(("-sys", "--system-prompt"), "the system message of a chat", str, "TEXT"),
     Option(("-e", "--escape"), r"process \n, \t, … in the prompt", default=True, off=("--no-escape",)),
     Option(
@@ -76,20 +77,20 @@ def main(values: dict[str, Any]) -> int:
             if prompt is None:
                 raise UsageError("-no-cnv needs a prompt: -p or -f")
             return _continue_text(llm, prompt, params, display_prompt=values["display_prompt"])
-        chat = Chat(Conversation(llm, params, values["system_prompt"]))
+        chat = Chat(Conversation(llm, params, argument_text(values["system_prompt"] or "", escape=False)))
         once = values["single_turn"] or (prompt is not None and not values["conversation"])
         return chat.run(prompt, once=once)
 
 
 def _prompt(values: dict[str, Any]) -> str | None:
     if values["file"] is not None:
+        text = read_text(values["file"])
         # As llama.cpp: one newline at the end of the file is not part of the prompt.
-        text: str = values["file"].read_text("utf-8", "replace").removesuffix("\n")
-    elif values["prompt"] is not None:
-        text = values["prompt"]
-    else:
+        text = text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
+        return process_escapes(text) if values["escape"] else text
+    if values["prompt"] is None:
         return None
-    return process_escapes(text) if values["escape"] else text
+    return argument_text(values["prompt"], escape=values["escape"])
 
 
 def _continue_text(llm: LLM, prompt: str, params: SamplingParams, *, display_prompt: bool) -> int:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from ..sampling import RANDOM_SEED, SamplingParams, sampler_names
-from .options import Option, integer, number, process_escapes
+from .options import Option, integer, number, real, shortened
+from .texts import argument_text
 
 DEFAULTS = SamplingParams()
 
 
+_BIAS = re.compile(r"\s*([+-]?[0-9]{1,19})\s*([+-])(.+)", re.DOTALL)
+
+
 def logit_biases(text: str) -> dict[int, float]:
-    """ "15043+1,29871-inf" -> what is added to which token's logit."""
-    found = {}
+    """ "15043+1,29871-inf" -> what is added to which token's logit. TOKEN, a sign, and any number: 300+1e-2."""
+    found: dict[int, float] = {}
     for part in text.split(","):
-        place = max(part.find("+"), part.find("-"))
-        try:
-            found[int(part[:place])] = float(part[place:])
-        except ValueError:
-            raise ValueError(f"expected TOKEN+BIAS or TOKEN-BIAS, found {part!r}") from None
-        if place < 1 or math.isnan(found[int(part[:place])]):
-            raise ValueError(f"expected TOKEN+BIAS or TOKEN-BIAS, found {part!r}")
+        match = _BIAS.fullmatch(part)
+        bias = math.nan
+        if match is not None:
+            with suppress(ValueError):
+                bias = real(match[3]) * (-1 if match[2] == "-" else 1)
+        if match is None or math.isnan(bias):
+            raise ValueError(f"expected TOKEN+BIAS or TOKEN-BIAS, found {shortened(part)!r}")
+        found[int(match[1])] = found.get(int(match[1]), 0.0) + bias
     return found
+
+
+def predict_count(text: str) -> int:
+    """-n: -2, until the context is full, is what -1 is here."""
+    return max(-1, integer(-2)(text))
 
 
 def _letters(text: str) -> tuple[str, ...]:
@@ -77,13 +89,7 @@ _TABLE: tuple[tuple[tuple[str, ...], str, Callable[[str], Any], str], ...] = (
         "adaptive_target",
     ),
     (("--adaptive-decay",), "how slowly that follows what was chosen", number(0, 0.99), "adaptive_decay"),
-    (
-        ("-l", "--logit-bias"),
-        "added to logits: TOKEN+BIAS or TOKEN-BIAS, by commas",
-        logit_biases,
-        "logit_bias",
-    ),
-    (("-n", "--predict", "--n-predict"), "tokens to generate, -1 = no limit", integer(-1), "max_tokens"),
+    (("-n", "--predict", "--n-predict"), "tokens to generate, -1 = no limit", predict_count, "max_tokens"),
 )
 _ENVIRONMENT = {
     "temperature": "LLAMA_ARG_TEMPERATURE",
@@ -97,15 +103,17 @@ _ENVIRONMENT = {
 }
 
 
-def _default(field: str) -> str:
-    value = getattr(DEFAULTS, field)
-    return "" if value == {} else f" (default: {value})"
-
-
 SAMPLING_OPTIONS = [
     *(
-        Option(names, f"{text}{_default(field)}", convert, "X", env=_ENVIRONMENT.get(field, ""))
+        Option(names, f"{text} (default: {getattr(DEFAULTS, field)})", convert, "X", env=_ENVIRONMENT.get(field, ""))
         for names, text, convert, field in _TABLE
+    ),
+    Option(
+        ("-l", "--logit-bias"),
+        "added to logits: TOKEN+BIAS or TOKEN-BIAS, by commas; may be given again",
+        logit_biases,
+        "BIASES",
+        many=True,
     ),
     Option(
         ("--samplers",),
@@ -133,8 +141,17 @@ def sampling_params(values: dict[str, Any], base: SamplingParams = DEFAULTS) -> 
     samplers = values["samplers"] or values["sampling_seq"]
     if samplers is not None:
         fields["samplers"] = samplers
-    if values["dry_sequence_breaker"]:
-        breakers = [process_escapes(text) for text in values["dry_sequence_breaker"]]
-        fields["dry_sequence_breakers"] = tuple(text for text in breakers if text != "none")
-    stop = tuple(process_escapes(text) for text in values["reverse_prompt"] or ())
-    return replace(base, **fields, ignore_eos=bool(values["ignore_eos"]), stop=stop)
+    biases: dict[int, float] = {}
+    for part in values["logit_bias"] or ():
+        biases |= {token: biases.get(token, 0.0) + bias for token, bias in part.items()}
+    if biases:
+        fields["logit_bias"] = biases
+    # As llama.cpp: --no-escape is for these texts, too.
+    texts = {
+        key: [argument_text(text, escape=values.get("escape", True)) for text in values[key] or ()]
+        for key in ("dry_sequence_breaker", "reverse_prompt")
+    }
+    if texts["dry_sequence_breaker"]:
+        fields["dry_sequence_breakers"] = tuple(text for text in texts["dry_sequence_breaker"] if text != "none")
+    fields["stop"] = tuple(texts["reverse_prompt"])
+    return replace(base, **fields, ignore_eos=bool(values["ignore_eos"]))

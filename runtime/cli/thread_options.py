@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..threads import MAX_THREADS, NUMA_MODES, POLL, ThreadOptions, cpus_of_mask, cpus_of_range
-from .options import Option, integer, one_of
+from .options import Option, integer, one_of, switch
 
 
 def checked(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -17,10 +17,6 @@ def checked(parse: Callable[[str], object]) -> Callable[[str], str]:
         return text
 
     return convert
-
-
-def zero_or_one(text: str) -> bool:
-    return one_of("0", "1")(text) == "1"
 
 
 def numa_mode(text: str) -> str:
@@ -57,7 +53,7 @@ THREAD_OPTIONS = [
                 "LO-HI",
                 many=True,
             ),
-            Option((f"--cpu-strict{end}",), f"whether each of the {what} has one CPU", zero_or_one, "0|1"),
+            Option((f"--cpu-strict{end}",), f"whether each of the {what} has one CPU", switch, "0|1"),
             Option(
                 (f"--prio{end}",),
                 f"priority of the {what}: low (-1), normal (0), medium (1), high (2), realtime (3)",

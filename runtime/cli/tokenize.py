@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from ...loaders.gguf import GGUFFile
 from ...loaders.tokenizer import Tokenizer
 from ..demo import demo_model
-from .options import Option, Parser, UsageError, process_escapes
+from .options import Option, Parser, UsageError
+from .texts import argument_text, process_escapes, read_stdin, read_text
 
 N_POSITIONAL = 0
 PARSER = Parser(
@@ -18,7 +18,7 @@ PARSER = Parser(
     [
         Option(("-m", "--model"), "GGUF file (the demo model without it)", str, "FILE", env="LLAMA_ARG_MODEL"),
         Option(("-p", "--prompt"), "the text", str, "TEXT"),
-        Option(("-f", "--file"), "read the text from a file", Path, "FILE"),
+        Option(("-f", "--file"), "read the text from a file, all of it", Path, "FILE"),
         Option(("--stdin",), "read the text from standard input"),
         Option(("--ids",), "print only the ids, as [1, 2, 3]"),
         Option(("--no-bos",), "leave out the begin-of-text token"),
@@ -46,11 +46,11 @@ def main(values: dict[str, Any]) -> int:
 
 def _text(values: dict[str, Any]) -> str:
     if values["stdin"]:
-        text = sys.stdin.buffer.read().decode("utf-8", "replace")
+        text = read_stdin()
     elif values["file"] is not None:
-        text = values["file"].read_bytes().decode("utf-8", "replace")
+        text = read_text(values["file"])
     elif values["prompt"] is not None:
-        text = values["prompt"]
+        return argument_text(values["prompt"], escape=values["escape"])
     else:
         raise UsageError("must specify one of: --stdin, --file or --prompt")
     return process_escapes(text) if values["escape"] else text
