@@ -23,12 +23,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..quant.formats import Format, format_by_id
 from .gguf_metadata import GGUFMetadata, decode
 from .quote import quoted
-from .stored import StoredTensor, TensorFile, align, swap_bytes, tensor_bytes
+from .stored import Bytes, StoredTensor, TensorFile, align, swap_bytes, tensor_bytes
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3, 4)
@@ -310,7 +309,7 @@ class _Part:
             self.tensors[name], self.offsets[name] = StoredTensor(name, fmt, shape, read), start + offset
             expected = align(offset + n_bytes, self.alignment)
 
-    def _read(self, fmt: Format, offset: int, n_bytes: int) -> torch.Tensor:
+    def _read(self, fmt: Format, offset: int, n_bytes: int) -> Bytes:
         data = self.file.read(offset, n_bytes)
         return data if self.byte_order == NATIVE_ORDER else swap_bytes(data, fmt)
 

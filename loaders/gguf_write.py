@@ -139,10 +139,10 @@ class _Writer:
             with partial.open("wb") as file:
                 self.padded(file, head)
                 for tensor in tensors:
-                    data = tensor.bytes().reshape(-1)
+                    data = np.asarray(tensor.read()).reshape(-1)
                     if self.byte_order != NATIVE_ORDER:
                         data = swap_bytes(data, tensor.format)
-                    self.padded(file, data.numpy().data)
+                    self.padded(file, data.data)
                 file.truncate()
             os.replace(partial, path)
         finally:

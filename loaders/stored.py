@@ -1,4 +1,7 @@
-"""A tensor as it lies in a file: the common currency of the GGUF and safetensors readers."""
+"""A tensor as it lies in a file: the common currency of the GGUF and safetensors readers.
+
+Readers work on numpy alone; torch is imported by whoever asks for a tensor's bytes as torch's.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,17 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from ..quant.formats import ITEM_BYTES, Format
+
+if TYPE_CHECKING:
+    import torch
+
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +29,13 @@ class StoredTensor:
     """A lazy tensor: its format and shape are known, its bytes are read when asked for.
 
     `shape` is in torch's order, the row length last (GGUF files store it the other way round); a 0-d tensor is
-    a row of one weight. `read` gives the bytes flat, uint8 in the machine's byte order.
+    a row of one weight. `read` gives the bytes flat, uint8 in the machine's byte order, numpy's or torch's.
     """
 
     name: str
     format: Format
     shape: tuple[int, ...]
-    read: Callable[[], torch.Tensor]
+    read: Callable[[], Bytes | torch.Tensor]
 
     @property
     def n_elements(self) -> int:
@@ -38,7 +47,9 @@ class StoredTensor:
 
     def bytes(self) -> torch.Tensor:
         """The stored bytes, uint8 [*shape[:-1], row bytes]; a view of the mapped file where there is one."""
-        return self.read().view(*self.shape[:-1], self.format.row_bytes(_row_length(self.shape)))
+        import torch
+
+        return torch.as_tensor(self.read()).view(*self.shape[:-1], self.format.row_bytes(_row_length(self.shape)))
 
 
 class ModelSource(Protocol):
@@ -68,16 +79,14 @@ class TensorFile:
         with path.open("rb") as file:
             self.map = _map(file.fileno())
 
-    def read(self, offset: int, n_bytes: int) -> torch.Tensor:
+    def read(self, offset: int, n_bytes: int) -> Bytes:
         """uint8 [n_bytes]. ValueError when the file was cut short meanwhile."""
-        if n_bytes == 0:
-            return torch.empty(0, dtype=torch.uint8)
         if self.use_mmap:
-            return torch.frombuffer(self.map, dtype=torch.uint8, count=n_bytes, offset=offset)
-        data = torch.empty(n_bytes, dtype=torch.uint8)
+            return np.frombuffer(self.map, np.uint8, n_bytes, offset)
+        data = np.empty(n_bytes, np.uint8)
         with self.path.open("rb") as file:
             file.seek(offset)
-            n_read = file.readinto(data.numpy().data)
+            n_read = file.readinto(data.data)
         if n_read != n_bytes:
             raise ValueError(f"{self.path}: read {n_read} bytes at offset {offset}, expected {n_bytes}")
         return data
@@ -92,7 +101,7 @@ class TensorFile:
 
 
 def _map(fileno: int) -> mmap.mmap:
-    """The whole file, copy-on-write: torch wants writable memory, and the file must never change."""
+    """The whole file, copy-on-write: torch wants writable arrays, and the file must never change."""
     if sys.platform == "linux":
         # Linux reserves memory for all the copies that might be made, so that a file larger than memory could
         # not be mapped, unless told otherwise. Not every Python has a name for the flag.
@@ -101,16 +110,17 @@ def _map(fileno: int) -> mmap.mmap:
     return mmap.mmap(fileno, 0, access=mmap.ACCESS_COPY)
 
 
-def swap_bytes(data: torch.Tensor, fmt: Format) -> torch.Tensor:
+def swap_bytes(data: Bytes, fmt: Format) -> Bytes:
     """The same blocks in the other byte order: the numbers of each field are reversed, single bytes stay."""
-    blocks = data.numpy().reshape(-1, fmt.type_size).copy()
+    blocks = data.reshape(-1, fmt.type_size).copy()
     start = 0
     for field in fmt.fields:
         stop = start + field.n_bytes
         items = blocks[:, start:stop].reshape(-1, ITEM_BYTES[field.dtype])
         blocks[:, start:stop] = items[:, ::-1].reshape(-1, field.n_bytes)
         start = stop
-    return torch.from_numpy(blocks).view(-1)
+    swapped: Bytes = blocks.reshape(-1)
+    return swapped
 
 
 def align(n: int, alignment: int) -> int:

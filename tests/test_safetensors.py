@@ -43,7 +43,7 @@ def test_reads_what_the_library_wrote(dtype: str, use_mmap: bool, tmp_path: Path
         assert file.entries[name].format.name == dtype
         assert file.entries[name].shape == tuple(values.shape)
         file.release(name)
-        assert torch.equal(file.read(name), values.flatten().view(torch.uint8))
+        assert torch.equal(torch.from_numpy(file.read(name)), values.flatten().view(torch.uint8))
 
 
 def test_other_dtypes_are_refused_only_when_used(tmp_path: Path) -> None:

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...quant.formats import BF16, F16, F32, Format
-from ..stored import TensorFile, swap_bytes
+from ..stored import Bytes, TensorFile, swap_bytes
 from .json_file import parse_json
 
 # The limit of the reference implementation.
@@ -66,7 +64,7 @@ class SafetensorsFile:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> Bytes:
         """A tensor's bytes in native byte order, uint8 [n_bytes]; a view of the file where it is mapped."""
         entry = self.entries[name]
         data = self.file.read(entry.offset, entry.n_bytes)

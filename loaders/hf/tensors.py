@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import gguf
-import torch
+import numpy as np
+import numpy.typing as npt
 from einops import rearrange
 
-from ...quant.floats import FLOAT_DTYPES
-from ...quant.formats import F32, Format
-from ..stored import StoredTensor
+from ...quant.formats import BF16, F16, F32, Format
+from ..stored import Bytes, StoredTensor
 from .config import HFConfig
 from .safetensors_file import SafetensorsFile
 
@@ -23,6 +24,9 @@ LAYER = re.compile(r"((?:.*\.)?layers\.)(\d+)(\..*)")
 EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(.*)")
 # Mixtral's names for the matrices of an expert.
 EXPERT_NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+Array = npt.NDArray[Any]
+# numpy has no bfloat16, whose bits are the upper half of a float32's.
+ITEMS: dict[Format, npt.DTypeLike] = {F32: np.float32, F16: np.float16, BF16: np.uint16}
 # Always float32, like everything with one dimension.
 FLOAT32_NAMES = re.compile(r"_norm\.weight$|ffn_gate_inp\.weight$|\.bias$")
 
@@ -42,12 +46,11 @@ class Piece:
     def format(self) -> Format:
         return self.file.entries[self.name].format
 
-    def read(self) -> torch.Tensor:
-        """Its numbers, in the shape and dtype of the file; a view of the file where that can be."""
-        raw, dtype = self.file.read(self.name), FLOAT_DTYPES[self.format]
+    def read(self) -> Array:
+        """Its numbers, in the shape and dtype of the file (ITEMS); a view of the file where that can be."""
+        values = self.file.read(self.name).view(ITEMS[self.format]).reshape(self.shape)
         # Headers of odd lengths leave numbers at odd addresses, which torch cannot view.
-        aligned = raw if raw.data_ptr() % dtype.itemsize == 0 else raw.clone()
-        return aligned.view(dtype).view(self.shape)
+        return values if values.flags.aligned else values.copy()
 
 
 class HFTensors:
@@ -115,13 +118,11 @@ class HFTensors:
                     f"expected {first.format.name} {list(first.shape)} as in {first.name!r}"
                 )
         shape = (len(pieces), *first.shape) if stacked else first.shape
-        change = self._change(name, shape)
 
-        def numbers() -> torch.Tensor:
-            values = torch.stack([piece.read() for piece in pieces]) if stacked else first.read()
-            return change(values) if change else values
+        def numbers() -> Array:
+            return np.stack([piece.read() for piece in pieces]) if stacked else first.read()
 
-        self._store(self._gguf_name(name), shape, first.format, numbers, pieces)
+        self._store(self._gguf_name(name), shape, first.format, numbers, pieces, self._change(name, shape))
 
     def _add_fused_experts(self, name: str, piece: Piece) -> None:
         """transformers' own layout: gate and up of all experts in one tensor [n_experts, 2 * n_ff, n_embd]."""
@@ -138,12 +139,12 @@ class HFTensors:
             self._store(part, shape, piece.format, _Rows(piece, start, start + n_rows // 2), (piece,))
 
     def _add_numbers(self, name: str, values: list[float]) -> None:
-        self._store(name, (len(values),), F32, lambda: torch.tensor(values, dtype=torch.float32), ())
+        self._store(name, (len(values),), F32, lambda: np.array(values, np.float32), ())
 
-    def _change(self, name: str, shape: tuple[int, ...]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    def _change(self, name: str, shape: tuple[int, ...]) -> Callable[[Array], Array] | None:
         """What GGUF files have different from checkpoints."""
         if self.config.architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
-            return lambda values: values.float() + 1
+            return lambda values: values + 1
         if self.config.architecture == "llama":
             for part, n_heads in (("q_proj", self.config.n_heads), ("k_proj", self.config.n_kv_heads)):
                 if name.endswith((f".{part}.weight", f".{part}.bias")):
@@ -157,18 +158,20 @@ class HFTensors:
         name: str,
         shape: tuple[int, ...],
         fmt: Format,
-        numbers: Callable[[], torch.Tensor],
+        numbers: Callable[[], Array],
         pieces: Sequence[Piece],
+        change: Callable[[Array], Array] | None = None,
     ) -> None:
         if name in self.stored:
             raise ValueError(f"tensor {name!r} of the model is in the checkpoint twice")
-        fmt = F32 if len(shape) <= 1 or FLOAT32_NAMES.search(name) else fmt
-        dtype = FLOAT_DTYPES[fmt]
+        wide = len(shape) <= 1 or FLOAT32_NAMES.search(name) is not None
 
-        def read() -> torch.Tensor:
-            return numbers().to(dtype).contiguous().view(-1).view(torch.uint8)
+        def read() -> Bytes:
+            values = _float32(numbers(), fmt) if wide else numbers()
+            values = change(values) if change else values
+            return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
-        self.stored[name] = StoredTensor(name, fmt, shape, read)
+        self.stored[name] = StoredTensor(name, F32 if wide else fmt, shape, read)
         self.pieces[name] = tuple(pieces)
 
 
@@ -180,14 +183,18 @@ class _Rows:
     start: int
     stop: int
 
-    def __call__(self) -> torch.Tensor:
+    def __call__(self) -> Array:
         return self.piece.read()[:, self.start : self.stop]
 
 
-def interleave(values: torch.Tensor, n_heads: int) -> torch.Tensor:
+def interleave(values: Array, n_heads: int) -> Array:
     """Rows of heads whose halves rotate together (i, i + dim / 2), moved so that neighbours do (2i, 2i + 1)."""
-    rows: torch.Tensor = rearrange(values, "(heads two pair) ... -> (heads pair two) ...", heads=n_heads, two=2)
+    rows: Array = rearrange(values, "(heads two pair) ... -> (heads pair two) ...", heads=n_heads, two=2)
     return rows
+
+
+def _float32(values: Array, fmt: Format) -> Array:
+    return (values.astype(np.uint32) << 16).view(np.float32) if fmt == BF16 else values.astype(np.float32)
 
 
 def _check_format(piece: Piece) -> None:

@@ -82,7 +82,6 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, path: str | Path) -> Tokenizer:
-        # The reader loads torch, which a tokenizer from metadata does without.
         from ..gguf import GGUFFile
 
         with GGUFFile(path) as file:

@@ -1,0 +1,38 @@
+"""What commands import: those that only read files do without torch, whose import takes two seconds."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Runs command lines in one process; prints which of these packages came with each.
+PROGRAM = """
+import contextlib, io, json, sys
+from naiad.runtime import cli
+found = {}
+for line in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = cli.main(line)
+    found[" ".join(line)] = code, sorted({"torch", "numba", "transformers", "huggingface_hub"} & sys.modules.keys())
+print(json.dumps(found))
+"""
+
+
+def test_commands_that_only_read_import_no_torch(shared_data: Path) -> None:
+    vocabulary = str(shared_data / "vocab" / "ggml-vocab-phi-3.gguf")
+    lines = [["--version"], ["--help"], ["info", "--help"], ["tokenize", "--help"], ["info"]]
+    lines += [["tokenize", "-m", vocabulary, "-p", "Hello"], ["info", str(shared_data / "models" / "stories260K-hf")]]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {" ".join(line): [0, []] for line in lines}
+
+
+def test_readers_import_torch_only_where_it_is_asked_for() -> None:
+    """Inside functions, or for type checkers."""
+    for file in (ROOT / "loaders").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            assert "torch" not in {name.partition(".")[0] for name in names}, file
