@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from .stored import ModelSource, StoredTensor
+import numpy as np
+
+from .stored import Bytes, ModelSource, StoredTensor
 
 SINGLE = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(\d+)\.weight")
 
@@ -73,7 +75,5 @@ def _stack(name: str, parts: list[StoredTensor]) -> StoredTensor:
     return StoredTensor(name, first.format, (len(parts), *first.shape), partial(_joined, parts))
 
 
-def _joined(parts: list[StoredTensor]) -> Any:
-    import torch
-
-    return torch.cat([part.read() for part in parts])
+def _joined(parts: list[StoredTensor]) -> Bytes:
+    return np.concatenate([np.asarray(part.read()) for part in parts])

@@ -253,7 +253,7 @@ def write(source: ModelSource, path: str) -> None:
 
 
 def host_bytes(tensor: StoredTensor) -> Tensor:
-    return tensor.read().cpu()
+    return tensor.bytes().cpu().view(-1)
 
 
 def write_random_model(path: str, shape: Shape, mix: str, device: torch.device | None = None) -> None:
