@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ..quote import quoted
 
 # Several times the largest tokenizer.json.
 MAX_BYTES = 256 * 2**20
 MAX_NUMBER = 1e30
 
 
-def parse_json(raw: bytes, what: str) -> dict[str, Any]:
-    """A JSON object; ValueError, beginning with `what`, for anything else."""
+def parse_json(raw: bytes, what: str, *, strict: bool = False) -> dict[str, Any]:
+    """A JSON object; ValueError, beginning with `what`, for anything else.
+
+    NaN and Infinity, which JSON does not have, become floats that no number of a model may be. A key that is there
+    twice with different values is an error when it is looked up. strict: both are errors wherever they are.
+    """
+
+    def paired(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) == len(pairs):
+            return values
+        found = _Doubled(pairs, what)
+        if strict:
+            raise ValueError(f"key {next(iter(found.twice or values))!r} appears twice")
+        return found if found.twice else values
+
+    constant = _no_constant if strict else None
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        value = json.loads(raw.decode("utf-8"), parse_constant=constant, object_pairs_hook=paired)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -31,17 +49,58 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(path.read_bytes(), str(path))
 
 
+def passed_over(path: Path, error: Exception) -> None:
+    """Says that a file that a model can do without is not used."""
+    shown = str(error)
+    warnings.warn(f"{shown if str(path) in shown else f'{path}: {shown}'}; the file is passed over", stacklevel=3)
+
+
+def read_side_json(path: Path) -> dict[str, Any]:
+    """A file that a model can do without: empty where it is absent or, with a warning, no JSON object."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        passed_over(path, error)
+        return {}
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice!r} appears twice")
-    return values
+class _Doubled(dict[str, Any]):
+    """An object with keys that have several values: ValueError where one of them is asked for."""
+
+    def __init__(self, pairs: list[tuple[str, Any]], what: str) -> None:
+        super().__init__(pairs)
+        self.what = what
+        first: dict[str, Any] = {}
+        self.twice = {k: v for k, v in pairs if first.setdefault(k, v) != v}
+        self.first = {key: first[key] for key in self.twice}
+
+    def _check(self, keys: Iterable[Any]) -> None:
+        for key in keys:
+            if key in self.twice:
+                values = " and ".join(quoted(v, 40) for v in (self.first[key], self.twice[key]))
+                raise ValueError(f"{self.what}: key {quoted(key)} appears twice, with the values {values}")
+
+    def __getitem__(self, key: str) -> Any:
+        self._check((key,))
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._check((key,))
+        return super().get(key, default)
+
+    def items(self) -> Any:
+        self._check(self.twice)
+        return super().items()
+
+    def values(self) -> Any:
+        self._check(self.twice)
+        return super().values()
 
 
 def _is_number(value: Any) -> bool:
@@ -64,7 +123,7 @@ class Fields:
 
     def error(self, key: str, expected: str) -> ValueError:
         value = self.get(key)
-        found = "nothing" if value is None else str(value)[:80]
+        found = "nothing" if value is None else quoted(value)
         return ValueError(f"{self.where}: {key} must be {expected}, found {found}")
 
     def integer(self, key: str, low: int = 0, high: int = 2**31 - 1) -> int:

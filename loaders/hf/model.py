@@ -13,9 +13,10 @@ from typing import Any
 
 from ..stored import StoredTensor
 from .config import HFConfig, read_config
-from .files import CONFIG, INDEX, WEIGHTS, index_files, reads_index
-from .json_file import read_json
+from .files import CONFIG, GENERATION, INDEX, WEIGHTS, index_files, reads_index
+from .json_file import read_json, read_side_json
 from .safetensors_file import SafetensorsFile
+from .sampling import sampling_kv
 from .tensors import HFTensors, Piece
 from .tokenizer import tokenizer_kv
 
@@ -45,10 +46,12 @@ class SafetensorsModel:
         rows = self.tensors["token_embd.weight"].shape if "token_embd.weight" in self.tensors else ()
         if rows[:1] != (config.n_vocab,):
             raise ValueError(f"{self.path}: the embedding has shape {list(rows)}, expected {config.n_vocab} rows")
+        generation = read_side_json(self.path / GENERATION)
         self.kv: dict[str, Any] = {
             **self._general(config),
             **config.kv,
-            **tokenizer_kv(self.path, config.architecture, config.n_vocab),
+            **sampling_kv(generation, str(self.path / GENERATION)),
+            **tokenizer_kv(self.path, config.architecture, config.n_vocab, generation),
         }
 
     @property

@@ -57,7 +57,7 @@ class SafetensorsFile:
         limit = min(size - 8, MAX_HEADER_BYTES)
         if n_header > limit:
             raise ValueError(f"{path}: not a safetensors file: its header claims {n_header} bytes, at most {limit} fit")
-        header = parse_json(self.file.map[8 : 8 + n_header], f"{path}: the header")
+        header = parse_json(self.file.map[8 : 8 + n_header], f"{path}: the header", strict=True)
         header.pop("__metadata__", None)
         try:
             self.entries = _entries(header, 8 + n_header, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..tokenizer.vocab import EMBEDDED_KEY
-from .json_file import parse_json, read_json
+from .files import GENERATION
+from .json_file import parse_json, passed_over, read_json, read_side_json
 from .sentencepiece_file import TokenType, read_sentencepiece
 
 SPACE = "\u2581"
@@ -93,10 +94,17 @@ class _Vocabulary:
             self.put(token, plain, score, TokenType.USER_DEFINED)
 
 
-def tokenizer_kv(folder: Path, architecture: str, n_vocab: int) -> dict[str, Any]:
-    """The metadata tokenizer.*; none where the folder has no tokenizer. ValueError for one that cannot be used."""
-    names = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", "added_tokens.json")
-    files = {name: read_json(folder / name) for name in names if (folder / name).exists()}
+def tokenizer_kv(
+    folder: Path, architecture: str, n_vocab: int, generation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The metadata tokenizer.*; none where the folder has no tokenizer. ValueError for one that cannot be used.
+
+    generation: what generation_config.json holds, where it has been read.
+    """
+    files: dict[str, Mapping[str, Any]] = {}
+    files |= {name: read_json(folder / name) for name in ("tokenizer.json", "config.json") if (folder / name).exists()}
+    files |= {name: read_side_json(folder / name) for name in ("tokenizer_config.json", "added_tokens.json")}
+    files[GENERATION] = read_side_json(folder / GENERATION) if generation is None else generation
     fast = files.get("tokenizer.json")
     where = str(folder / ("tokenizer.json" if fast else "tokenizer.model"))
     vocabulary = _Vocabulary.empty(where, n_vocab)
@@ -300,12 +308,24 @@ def _special_kv(files: Mapping[str, Mapping[str, Any]], vocabulary: _Vocabulary)
             if type(token) is int and 0 <= token < len(vocabulary.tokens):
                 kv[key] = token
                 break
+    ends = sorted({*_token_ids(configs, "eos_token_id", len(vocabulary.tokens))} - {kv.get(ID_KEYS["eos"])})
+    if ends:
+        kv["eog_token_ids"] = np.array(ends, np.int32)
     added = _added_by_template(_part(files.get("tokenizer.json", {}), "post_processor"), texts)
     for role in ("bos", "eos", "sep"):
         wish = settings.get(f"add_{role}_token")
         if isinstance(wish, bool):
             added[role] = wish
     return kv | {f"add_{role}_token": value for role, value in added.items()}
+
+
+def _token_ids(configs: Sequence[Mapping[str, Any]], key: str, n_vocab: int) -> Iterator[int]:
+    """All tokens that configurations name for a role, one or a list each."""
+    for config in configs:
+        found = config.get(key)
+        for token in found if isinstance(found, list) else [found]:
+            if type(token) is int and 0 <= token < n_vocab:
+                yield token
 
 
 def _added_by_template(node: Mapping[str, Any], texts: Mapping[str, str | None]) -> dict[str, bool]:
@@ -341,13 +361,10 @@ def _template(processor: Mapping[str, Any], key: str) -> list[str | None]:
 def _template_kv(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Chat templates: from tokenizer_config.json or else a file of their own; several have names."""
     found = files.get("tokenizer_config.json", {}).get("chat_template")
-    path = folder / "chat_template.jinja"
-    if found is None and path.exists():
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise ValueError(f"{path} has more than {MAX_TEMPLATE_BYTES} bytes")
-        found = path.read_text("utf-8")
-    elif found is None and (folder / "chat_template.json").exists():
-        found = read_json(folder / "chat_template.json").get("chat_template")
+    if found is None and (folder / "chat_template.jinja").exists():
+        found = _template_text(folder / "chat_template.jinja")
+    elif found is None:
+        found = read_side_json(folder / "chat_template.json").get("chat_template")
     if isinstance(found, str):
         return {"tokenizer.chat_template": found}
     kv = {}
@@ -359,6 +376,16 @@ def _template_kv(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[s
             allowed = string.ascii_letters + string.digits
             kv["tokenizer.chat_template." + "".join(c if c in allowed else "_" for c in name)] = template
     return kv
+
+
+def _template_text(path: Path) -> str | None:
+    try:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise ValueError(f"{path} has more than {MAX_TEMPLATE_BYTES} bytes")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        passed_over(path, error)
+        return None
 
 
 def _added_tokens(tokenizer: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:

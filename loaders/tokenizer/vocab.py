@@ -13,6 +13,8 @@ from .pretokenizers import PreTokenizer, pre_tokenizer
 log = logging.getLogger(__name__)
 
 PREFIX = "tokenizer.ggml."
+# More tokens that end a generation; checkpoints name several, GGUF's own keys hold one for each role.
+EOG_KEY = PREFIX + "eog_token_ids"
 # Where a GGUF file may carry a whole tokenizer.json.
 EMBEDDED_KEY = "tokenizer.huggingface.json"
 # tokenizer.ggml.token_type -> attribute, by position; other values mean a token of no known type.
@@ -98,9 +100,8 @@ class Vocab:
         attrs = list(types)
         special = _special_ids(kv, rules, len(tokens))
         find_roles(ids, special, attrs)
-        eog = find_eog(ids, special, attrs)
+        eog = find_eog(ids, special, attrs) | set(_valid_ids(kv, EOG_KEY, len(tokens)))
         _set_strip_attrs(kv, ids, attrs)
-        suppressed = read_numbers(kv, PREFIX + "suppress_tokens", "iu")
         return cls(
             model=model,
             rules=rules,
@@ -112,7 +113,7 @@ class Vocab:
             attrs=attrs,
             special=special,
             eog=eog,
-            suppressed=() if suppressed is None else tuple(i for i in suppressed.tolist() if 0 <= i < len(tokens)),
+            suppressed=_valid_ids(kv, PREFIX + "suppress_tokens", len(tokens)),
         )
 
     def check(self, token: int) -> None:
@@ -215,6 +216,12 @@ def _special_ids(kv: KV, rules: Rules, n_tokens: int) -> dict[str, int | None]:
                 # Files with such ids are in use (-1 for "none"); llama.cpp goes on with the default, too.
                 log.warning("%s%s is %d, outside the vocabulary of %d: ignored", PREFIX, name, found, n_tokens)
     return special
+
+
+def _valid_ids(kv: KV, key: str, n_tokens: int) -> tuple[int, ...]:
+    """A list of tokens, without those that there are not."""
+    found = read_numbers(kv, key, "iu")
+    return () if found is None else tuple(i for i in found.tolist() if 0 <= i < n_tokens)
 
 
 def _set_strip_attrs(kv: KV, ids: dict[str, int], attrs: list[int]) -> None:
