@@ -20,6 +20,7 @@ from naiad.runtime.cpu_kernels.programs import Program
 from naiad.runtime.cpu_kernels.team import Team
 from naiad.runtime.sampling import BatchSampler, SamplingParams
 from naiad.runtime.sampling.cpu import CpuSampler
+from naiad.runtime.sampling.params import NO_TOKEN
 from naiad.runtime.sampling.state import State
 
 REPORTS: list[dict[str, Any]] = [{}, {"n_probs": 5}, {"n_probs": 7, "post_sampling_probs": True}]
@@ -147,7 +148,7 @@ def answer(logits: npt.NDArray[np.float32], **params: Any) -> tuple[int, dict[in
 
 @pytest.mark.parametrize("n", [1, 5, 300, 5000])
 def test_the_first_of_equals(n: int) -> None:
-    """Ties are broken as torch.argmax and a stable sort break them, NaN and both zeros included."""
+    """Ties are broken as torch.argmax and a stable sort break them, both zeros included."""
     random = np.random.RandomState(n)
     logits = (random.randint(-2, 2, n) * random.choice([1.0, -1.0], n)).astype(np.float32)
     reference = torch.from_numpy(logits)
@@ -156,20 +157,61 @@ def test_the_first_of_equals(n: int) -> None:
     for k in (1, 3, 40, 700):
         _, left = answer(logits, **{**OFF, "top_k": k, "n_probs": min(k, n), "post_sampling_probs": True})
         assert list(left)[:k] == order[:k]
-    logits[n // 2 :: 3] = math.nan
-    assert answer(logits, temperature=0)[0] == n // 2
 
 
-def test_hostile_logits_still_give_a_token() -> None:
-    chains = [case["params"] for case in CASES]
-    for n in (5, 200):
-        for value in (math.nan, -math.inf, math.inf, 0.0):
-            fast = sampler(n, len(chains), team=True)
-            for slot, chain in enumerate(chains):
-                fast.open(slot, SamplingParams(**chain), [1, 2, 1])
-            row = np.full(n, value, np.float32)
-            for token, _ in sample_all(fast, dict.fromkeys(range(len(chains)), row)).values():
-                assert 0 <= token < n
+# What stands in one place of a row, and whether the row is one of numbers.
+ODD = [
+    (math.nan, False),
+    (math.inf, False),
+    (-math.nan, False),
+    (-math.inf, True),
+    (3.4e38, True),
+    (-3.4e38, True),
+    (1e-45, True),
+    (-0.0, True),
+]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("n", [5, 200, 4096])
+def test_logits_that_are_not_numbers_give_no_token(n: int, fast: bool) -> None:
+    """In all chains, wherever the value stands; the rows beside have what they have without it."""
+    cases = CASES if n < 4096 else CASES[::8]
+    chains = [SamplingParams(**{"seed": 3, **case["params"]}, **REPORTS[i % 2]) for i, case in enumerate(cases)]
+
+    def opened() -> BatchSampler:
+        made = sampler(n, len(chains), team=True) if fast else BatchSampler(n, len(chains), "cpu")
+        for slot, chain in enumerate(chains):
+            made.open(slot, chain, [1, 2, 1])
+        return made
+
+    rows = {slot: distinct(n, slot) for slot in range(len(chains))}
+    expected = sample_all(opened(), {slot: row.copy() for slot, row in rows.items()})
+    assert all(0 <= token < n for token, _ in expected.values())
+    for i, (value, is_number) in enumerate(ODD):
+        changed = {slot: row.copy() for slot, row in rows.items()}
+        for slot in range(i % 2, len(chains), 2):
+            changed[slot][(0, n - 1, n // 2, 3)[(slot // 2 + i) % 4]] = value
+        for slot, (token, found) in sample_all(opened(), changed).items():
+            if slot % 2 != i % 2:
+                assert (token, found) == expected[slot]
+            else:
+                assert (0 <= token < n) == is_number
+                assert is_number or token == NO_TOKEN
+    for value in (math.nan, -math.inf, math.inf):
+        nothing = dict.fromkeys(range(len(chains)), np.full(n, value, np.float32))
+        assert {token for token, _ in sample_all(opened(), nothing).values()} == {NO_TOKEN}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_a_request_rules_out_is_its_own_affair(fast: bool) -> None:
+    """All tokens, or all but those that penalties overflow for: the model's logits are numbers."""
+    for changes in ({"logit_bias": dict.fromkeys(range(7), -math.inf)}, {"frequency_penalty": -3e38}):
+        for temperature in (0.0, 1.0):
+            params = SamplingParams(temperature=temperature, **changes)
+            made = sampler(7, 1) if fast else BatchSampler(7, 1, "cpu")
+            made.open(0, params, [1, 1, 1])
+            assert 0 <= sample_all(made, {0: distinct(7, 1)})[0][0] < 7
 
 
 def test_common_chains_are_few_operations() -> None:

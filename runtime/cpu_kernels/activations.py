@@ -15,13 +15,11 @@ from .language import LANES, inline
 from .scalars import number, square_root, store_float, store_int32
 from .sinks import RECORD, SCALE, SCALED_SUMS, SUMS
 from .vectors import (
-    absolute,
     all_floats,
     exp,
     fma,
+    largest_size,
     load_floats,
-    max_floats,
-    maximum,
     rounded,
     store_bytes,
     store_floats,
@@ -46,8 +44,8 @@ def record_bytes(n_in: int) -> int:
 
 @inline
 def store_record(record, first, second):
-    """32 values as a record."""
-    largest = max_floats(maximum(absolute(first), absolute(second)))
+    """32 values as a record. A NaN or an infinity among them makes a scale that is none: it must not be lost."""
+    largest = largest_size(first, second)
     scale = largest * PER_CODE
     inverse = LARGEST_CODE / largest if largest > TINY else ZERO
     a, b = to_ints(rounded(first * inverse)), to_ints(rounded(second * inverse))

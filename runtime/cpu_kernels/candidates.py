@@ -48,7 +48,7 @@ STATE_BYTES = 8 * SPARE + 4 * LANES
 # wide), counts of tokens (all 0 between steps), maxima of blocks.
 SIDE_ARRAYS, RECORD_ARRAYS, COUNTS, MAXIMA_ARRAY, N_ARRAYS = 3, 6, 10, 11, 12
 
-LOWEST = np.float32(-np.inf)
+LOWEST, HIGHEST = np.float32(-np.inf), np.float32(np.inf)
 DIGITS, BASE = 4, 256
 DIGIT_BYTES = 8 * DIGITS * BASE
 KEYS_OF_LOGITS, KEYS_OF_DISTANCES, KEYS_OF_MAXIMA = 0, 1, 2

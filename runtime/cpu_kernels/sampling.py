@@ -14,13 +14,16 @@ from .candidates import (
     BOUND,
     DRAW,
     HEAT,
+    HIGHEST,
     IDS,
     LARGEST,
+    LOWEST,
     MAXIMA,
     MAXIMA_ARRAY,
     MEMORY,
     N_ARRAYS,
     N_EQUAL,
+    NANS,
     PARAMS,
     PLACE,
     PLAN,
@@ -65,17 +68,17 @@ PLAN_WIDTH = 28
 STEP_WIDTH, STEP_KERNEL = 6, 5
 # SKIP(n, unless ACTS) is no kernel's.
 SKIP = 0
-# scan: FIND_LARGEST(block).
-(FIND_LARGEST, FIND_FIRST, TAKE) = range(1, 4)
+# scan: FIND_LARGEST(block), CHECK(the token where logits are not numbers).
+(FIND_LARGEST, CHECK, FIND_FIRST, TAKE) = range(1, 5)
 # narrow: WRITE_KEYS(source), KEEP_BEST(column or -1, k), KEEP_FIRST(column), KEEP_ABOVE(columns of the distance and
 # min_keep), KEEP_MASS(columns of p and min_keep, beyond), NEAR_LARGEST(column), SET_HEAT(column).
-(WRITE_KEYS, SORT, FOLLOW, COLLECT, KEEP_BEST, KEEP_FIRST, KEEP_ABOVE, KEEP_MASS, NEAR_LARGEST) = range(4, 13)
-(SOFTMAX, SET_HEAT, COOL, DRAW_ALWAYS, CHOOSE) = range(13, 18)
+(WRITE_KEYS, SORT, FOLLOW, COLLECT, KEEP_BEST, KEEP_FIRST, KEEP_ABOVE, KEEP_MASS, NEAR_LARGEST) = range(5, 14)
+(SOFTMAX, SET_HEAT, COOL, DRAW_ALWAYS, CHOOSE) = range(14, 19)
 # edit: PENALISE(columns).
-(COPY, RESTART, ADD_BIASES, PENALISE, NORMALIZE, REPORT_LOGPROBS, REPORT_LOGPROB, REPORT_PROBS) = range(18, 26)
+(COPY, RESTART, ADD_BIASES, PENALISE, NORMALIZE, REPORT_LOGPROBS, REPORT_LOGPROB, REPORT_PROBS) = range(19, 27)
 # reshape: UNDO_SCARCE(column), OUTLIERS(column), XTC(columns of the probability and the threshold), DROP_FIRST(column
 # of min_keep), FIND_HEAT(columns: lowest, highest, exponent).
-(UNDO_SCARCE, FIND_DISTANCES, OUTLIERS, XTC, DROP_FIRST, FIND_HEAT, KEEP_PLACE, DRAW_AMONG) = range(26, 34)
+(UNDO_SCARCE, FIND_DISTANCES, OUTLIERS, XTC, DROP_FIRST, FIND_HEAT, KEEP_PLACE, DRAW_AMONG) = range(27, 35)
 
 
 @part
@@ -86,6 +89,16 @@ def streamed(state, plan, place, column, needed):
     given, taken = get(plan, GIVEN) + 8 * cell, get(plan, TAKEN) + 8 * cell
     n_waiting = get(plan, N_WAITING)
     return steps.next_draw(given, taken, get(plan, WAITING) + 8 * n_waiting * cell, n_waiting, draw, needed)
+
+
+@part
+def check(state, plan, no_token):
+    """ACTS is 0 where the model's logits are not numbers, and no_token the row's token. After their `find_largest`."""
+    largest = get_float(state + 8 * LARGEST, 0)
+    sound = get(state, NANS) == 0 and largest > LOWEST and largest < HIGHEST
+    put(state, ACTS, 1 if sound else 0)
+    if not sound:
+        put(get(plan, TOKENS), get(state, ROW), no_token)
 
 
 @part
@@ -109,6 +122,8 @@ def scan(step, state, plan, counter, thread, n_threads):
     code = get(step, 0)
     if code == FIND_LARGEST:
         find_largest(state, get(step, 1))
+    elif code == CHECK:
+        check(state, plan, get(step, 1))
     elif code == FIND_FIRST:
         find_first(state)
     elif code == TAKE:

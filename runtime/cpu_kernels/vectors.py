@@ -292,6 +292,14 @@ def max_floats(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return call(b, "llvm.vector.reduce.fmax.v16f32", F32, value)
 
 
+@op(types.float32, floats, floats)
+def largest_size(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The largest absolute value of both; NaN where there is any, as positive numbers are ordered as their bits are."""
+    x, y = (b.and_(b.bitcast(value, INTS), const(INTS, 0x7FFFFFFF)) for value in (x, y))
+    larger = b.select(b.icmp_signed(">", x, y), x, y)
+    return b.bitcast(call(b, "llvm.vector.reduce.smax.v16i32", I32, larger), F32)
+
+
 @op(types.int64, ints)
 def sum_ints(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """The sum of all lanes."""

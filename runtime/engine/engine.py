@@ -297,6 +297,7 @@ class Engine:
             return True
         with self._lock:
             accepted = self.scheduler.complete(step, sampled)
+            self._open.difference_update(self.scheduler.take_restarted())
         places = {row.request: place for place, row in enumerate(results.rows)} if logprobs else {}
         now = time.perf_counter()
         for request, token in accepted:

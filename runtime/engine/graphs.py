@@ -152,7 +152,7 @@ class DecodeGraph:
         )
         logits = self.decoder.forward(batch, self.cache)
         sampled = self.sampler.sample(logits, rows, self._draws, self.signature)
-        last.index_copy_(0, rows, sampled.tokens)
+        self.slots.follow_tokens(rows, sampled.tokens)
         return sampled
 
     def run(

@@ -168,18 +168,15 @@ class PagePool:
     def unregister(self, step: int) -> None:
         """Forgets all content that steps from number `step` on may have written or moved; holders keep their pages."""
         for node in self.prefixes.take_since(step):
-            for i, group in enumerate(self.groups):
-                page, host = node.pages[i], node.host[i]
-                if page:
-                    del group.owner[page]
-                    if group.refs[page] == 0:
-                        del group.idle[page]
-                        heappush(group.free, page)
-                if host:
-                    del group.host_lru[host]
-                    group.host_free.append(host)
-                node.pages[i] = node.host[i] = 0
-            self.prefixes.update(node)
+            self._drop(node)
+
+    def disown(self, pages: Sequence[Sequence[int]]) -> None:
+        """Forgets what a sequence's pages contain: nobody finds it any more. Holders keep their pages."""
+        for group, numbers in zip(self.groups, pages, strict=True):
+            for page in numbers:
+                node = group.owner.get(page)
+                if node is not None:
+                    self._drop(node)
 
     def settle(self, step: int) -> None:
         """Steps up to number `step` have run and cannot fail any more."""
@@ -379,6 +376,21 @@ class PagePool:
                 node.step = self.step
         if node.step == self.step:
             self.prefixes.note(self.step, node)
+        self.prefixes.update(node)
+
+    def _drop(self, node: Node) -> None:
+        """Forgets a node's content wherever it lies."""
+        for i, group in enumerate(self.groups):
+            page, host = node.pages[i], node.host[i]
+            if page:
+                del group.owner[page]
+                if group.refs[page] == 0:
+                    del group.idle[page]
+                    heappush(group.free, page)
+            if host:
+                del group.host_lru[host]
+                group.host_free.append(host)
+            node.pages[i] = node.host[i] = 0
         self.prefixes.update(node)
 
     def _detach(self, i: int, page: int) -> None:

@@ -62,6 +62,8 @@ class Request:
     admitted: int = -1
     last_step: int = -1
     served: float = 0.0
+    # Sampled tokens that are not to be taken when they come.
+    n_void: int = 0
     # The digest of a page that another request computes and this one waits for.
     awaits: bytes | None = None
 

@@ -120,7 +120,7 @@ class Runner:
             draws = to_device(numbers, logits.device)
             rows = to_device(np.array(slots), logits.device)
             sampled = self.sampler.sample(chosen, rows, draws, signature)
-            self.slots.last_tokens.index_copy_(0, rows.to(self.device), sampled.tokens.to(self.device))
+            self.slots.follow_tokens(rows.to(self.device), sampled.tokens.to(self.device))
             groups.append((places, sampled))
         return self._results(sampling, groups)
 

@@ -22,6 +22,10 @@ from .steps import Row as Row
 from .steps import Step as Step
 
 AGEING_SECONDS = 30.0
+NO_NUMBERS = (
+    "the model computed logits that are not numbers (NaN or infinity): its weights are damaged, or numbers have become "
+    "too large for the types that it is computed in"
+)
 
 _by_key = attrgetter("key")
 _by_rank = attrgetter("rank")
@@ -67,6 +71,7 @@ class Scheduler:
         self._n_parked = 0  # waiting requests that have a slot, as they were preempted
         self._slots = list(range(max_seqs))
         self._ended: list[Request] = []
+        self._restarted: list[Request] = []
         self._deadlines = Deadlines()
         self._claims = Claims()
         # The request that memory did not suffice for, and how many pages were to spare.
@@ -124,6 +129,11 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return ended
 
+    def take_restarted(self) -> list[Request]:
+        """The requests that have begun again since the last call: nothing that was sampled for them counts."""
+        restarted, self._restarted = self._restarted, []
+        return restarted
+
     def schedule(self) -> Step | None:
         """The next step; None when there is nothing to do, or nothing before running steps are completed."""
         now = self.clock()
@@ -144,7 +154,12 @@ class Scheduler:
         return Step(rows, self.pool.take_moves(), number)
 
     def complete(self, step: Step, sampled: Sequence[int]) -> list[tuple[Request, int]]:
-        """Takes a step's tokens, one per row that samples; returns those that belong to requests still alive."""
+        """Takes a step's tokens, one per row that samples; returns those that belong to requests still alive.
+
+        A negative one is none: what the model computed is no number, and the request ends with an error. Masked keys
+        and values count where they are no numbers (0 times NaN), so an innocent request may have found such a prefix in
+        the cache: whose first token is none begins again, alone.
+        """
         rows = [row for row in step.rows if row.samples]
         assert len(sampled) == len(rows), (len(sampled), len(rows))
         self.pool.settle(step.number)
@@ -154,8 +169,14 @@ class Scheduler:
             request = row.request
             if request.finish_reason is not None:
                 continue
-            delivered.append((request, token))
             request.n_in_flight -= 1
+            if request.n_void:
+                request.n_void -= 1
+                continue
+            if token < 0:
+                self._reject(request)
+                continue
+            delivered.append((request, token))
             request.tokens.append(token)
             n_tokens = len(request.tokens)
             if token in self.eog_ids and not request.ignore_eos:
@@ -363,9 +384,20 @@ class Scheduler:
         self._claims.remove(request, first, last)
         request.n_indexed = last
 
-    def _preempt(self, request: Request) -> None:
+    def _reject(self, request: Request) -> None:
+        """What was computed for a request is no number: nobody shall find it, and the request shares nothing."""
+        self.pool.disown(request.pages)
+        if request.n_generated or not request.cache_prompt:
+            self._end(request, "error", NO_NUMBERS)
+            return
+        if request.pages:
+            self._preempt(request, keep=False)
+        request.cache_prompt, request.n_cached, request.n_void = False, 0, request.n_in_flight
+        self._restarted.append(request)
+
+    def _preempt(self, request: Request, *, keep: bool = True) -> None:
         """Takes a running request's pages; it waits again, before all of its priority that came later."""
-        self._stop(request, keep=True)
+        self._stop(request, keep=keep)
         request.n_computed = request.n_indexed = 0
         insort(self.waiting, request, key=_by_key)
         self._n_parked += 1

@@ -52,6 +52,13 @@ class SlotTables:
             if added and self.tables:
                 self._upload(group, added)
 
+    def follow_tokens(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Takes over what was sampled; starts work on the device only.
+
+        A step that is launched before the host knows takes token 0 where there is none, for a request that has failed.
+        """
+        self.last_tokens.index_copy_(0, slots, tokens.clamp(min=0))
+
     def _upload(self, group: int, added: Sequence[tuple[int, int, Sequence[int]]]) -> None:
         width = self.host[group].shape[1]
         places = np.concatenate([np.arange(len(p)) + slot * width + first for slot, first, p in added])

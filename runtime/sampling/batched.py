@@ -16,7 +16,7 @@ from .breakers import BreakerTable
 from .candidates import Candidates
 from .dry import dry
 from .largest import topk
-from .params import MAX_HISTORY, SamplingParams
+from .params import MAX_HISTORY, NO_TOKEN, SamplingParams
 from .penalties import logit_bias, penalties, remember
 from .signature import Signature, signature_of
 from .state import State, Step
@@ -53,9 +53,11 @@ MAX_TOKENS_AT_ONCE = 2**22
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """tokens: int64 [n]. With n_probs, else None: logprobs: float32 [n], those of the tokens; top_ids, top_logprobs:
-    [n, m], the likeliest tokens first, where m is at least n_probs unless there are fewer candidates. They are natural
-    logarithms of the softmax of the model's logits or, with post_sampling_probs, probabilities after all samplers."""
+    """tokens: int64 [n], NO_TOKEN where the model's logits have NaN, +infinity or nothing but -infinity; what else is
+    said of such a row means nothing. With n_probs, else None: logprobs: float32 [n], those of the tokens; top_ids,
+    top_logprobs: [n, m], the likeliest tokens first, where m is at least n_probs unless there are fewer candidates.
+    They are natural logarithms of the softmax of the model's logits or, with post_sampling_probs, probabilities after
+    all samplers."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor | None = None
@@ -160,6 +162,8 @@ class BatchSampler:
     def _sample(self, logits: torch.Tensor, rows: torch.Tensor, draws: torch.Tensor, signature: Signature) -> Sampled:
         step = Step(self.state, signature, rows, draws)
         raw = logits
+        # NaN where there is any NaN; without edits the likeliest token has it.
+        largest = None if signature.steps == ("greedy",) else logits.amax(1)
         if signature.n_probs and not signature.post_sampling_probs and signature.edits:
             logits = logits.clone()
         candidates = Candidates(logits)
@@ -170,6 +174,8 @@ class BatchSampler:
         tokens = chosen.squeeze(1)
         if signature.n_history:
             remember(step, tokens)
+        largest = raw.gather(1, chosen).squeeze(1) if largest is None else largest
+        tokens = torch.where(largest.abs() < math.inf, tokens, NO_TOKEN)
         if not signature.n_probs:
             return Sampled(tokens)
         if signature.post_sampling_probs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..cpu_kernels import candidates, sampling
+from .params import NO_TOKEN
 from .signature import EDITS, Signature
 from .state import PLACES
 
@@ -13,15 +14,22 @@ LARGEST_BLOCK, SMALLEST_BLOCK = 256, 16
 BLOCKS_PER_CANDIDATE = 8
 # What changes logits where they lie, perhaps.
 IN_PLACE = (*EDITS, "top_n_sigma", "xtc", "temperature", "argmax")
+# Of a chain's steps, those that check the model's logits come first.
+N_CHECKING = 3
 PENALTIES = ("repeat_last_n", "repeat_penalty", "frequency_penalty", "presence_penalty")
 
 
 class Chain:
-    """The steps for one signature, each a code and its operands."""
+    """The steps for one signature, each a code and its operands.
+
+    The first ones look at the model's logits: a row that has NaN, +infinity or nothing but -infinity gets NO_TOKEN, and
+    takes no further step.
+    """
 
     def __init__(self, signature: Signature, n_vocab: int) -> None:
         self.signature, self.n_vocab = signature, n_vocab
         self.steps: list[tuple[int, ...]] = []
+        self._is_checked = False
         # Whether the candidates are the model's row as it lies there; whether they are sorted.
         self.is_row, self.is_sorted = True, False
         with_logprobs = signature.n_probs > 0 and not signature.post_sampling_probs
@@ -37,6 +45,8 @@ class Chain:
         elif signature.n_probs:
             self._order(candidates.KEYS_OF_LOGITS)
             self._add(sampling.REPORT_PROBS)
+        assert self._is_checked
+        self.steps[N_CHECKING - 1] = (sampling.SKIP, len(self.steps) - N_CHECKING)
 
     def bias(self) -> None:
         self._add(sampling.ADD_BIASES)
@@ -122,6 +132,8 @@ class Chain:
         self._add(sampling.TAKE)
 
     def _add(self, code: int, *operands: int) -> None:
+        if not self._is_checked and code != sampling.FIND_LARGEST:
+            self._find_largest()
         self.steps.append((code, *operands))
 
     def _if_acts(self, *actions: Callable[[], None]) -> None:
@@ -138,6 +150,9 @@ class Chain:
         while block > SMALLEST_BLOCK and self.n_vocab < BLOCKS_PER_CANDIDATE * k * block:
             block //= 2
         self._add(sampling.FIND_LARGEST, block)
+        if not self._is_checked:
+            self._is_checked = True
+            self.steps += [(sampling.CHECK, NO_TOKEN), (sampling.SKIP, 0)]
 
     def _softmax(self) -> None:
         self._find_largest()

@@ -9,6 +9,8 @@ from numbers import Integral, Real
 from typing import Any
 
 RANDOM_SEED = 0xFFFFFFFF
+# What is sampled where a model's logits are not numbers.
+NO_TOKEN = -1
 
 # Samplers in llama.cpp's default order, with the letters of --sampling-seq.
 LETTERS = {
