@@ -208,7 +208,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "model-type": ({"model_type": "mamba"}, "'mamba' is not supported, expected one of llama, mistral, mixtral, qwen2"),
     "model-type-missing": ({"model_type": None}, "model_type None"),
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "quantised by 'gptq'"),
-    "activation": ({"hidden_act": "relu"}, "hidden_act must be silu, found relu"),
+    "activation": ({"hidden_act": "relu"}, "hidden_act must be silu, found 'relu'"),
     "rope-type": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
     "yarn-not-rounded": ({"rope_scaling": {"type": "yarn", **YARN, "truncate": False}}, "truncate must be true"),
     "qwen-window": ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window must be false"),
@@ -221,7 +221,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "layers-huge": ({"num_hidden_layers": 10**6}, "num_hidden_layers must be an integer from 1 to 1024, found 1000000"),
     "vocabulary-huge": ({"vocab_size": 2**40}, "vocab_size"),
     "width-float": ({"hidden_size": 64.0}, "hidden_size must be an integer"),
-    "eps-text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a finite number, found 1e-5"),
+    "eps-text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a finite number, found '1e-5'"),
     "base-one": ({"rope_theta": 1.0}, "rope_theta must be a finite number above 1"),
     "factors-short": (
         {"model_type": "phi3", "rope_scaling": {"type": "su", "long_factor": [1.0], "short_factor": [1.0]}},
