@@ -21,6 +21,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from ...loaders.private import PrivateFolder, private_folder
+from ..forks import Forked
 from .isa import Isa, features_for, find_isa
 
 # counter, thread, n_threads: see programs.py.
@@ -65,6 +66,25 @@ def serves(host: Host) -> bool:
     return host.triple.startswith(("aarch64", "arm64")) or ("+f16c" in has and "+fma" in has)
 
 
+class _Lock(Forked):
+    """What is compiled or loaded when the process forks is done first: LLVM is not to be left half-way in the child."""
+
+    def before_fork(self) -> None:
+        _lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        _lock.release()
+
+    after_fork_in_child = after_fork_in_parent
+
+
+@cache
+def _watched_lock() -> _Lock:
+    watched = _Lock()
+    watched.watch_forks()
+    return watched
+
+
 @dataclass(slots=True)
 class Compiler:
     """Makes kernels for a host.
@@ -85,6 +105,7 @@ class Compiler:
     def address(self, kernel: Kernel, *constants: Any) -> int:
         """The address of a kernel as void(arguments, counter, thread, n_threads), compiled if need be."""
         key = (kernel.name, constants)
+        _watched_lock()
         with _lock:
             if key not in self._addresses:
                 self._addresses[key] = self._loaded(self._object(kernel, constants), _symbol(kernel, constants))

@@ -6,15 +6,13 @@ A thread without work looks for some for a while (llama.cpp's --poll says how lo
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import threading
-import weakref
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
+from ..forks import Forked
 from .atomics import add_atomic, call_kernel, call_plain, exchange_atomic, load_atomic, pause
 from .kernel import Compiler, kernel
 from .language import inline
@@ -101,8 +99,8 @@ def work(state, counter, thread, n_threads):
             n = 0
 
 
-class Team:
-    """Threads for programs.
+class Team(Forked):
+    """Threads for programs, started when one is first to be run by several.
 
     begin: called with a thread's number in each thread before it first runs something, the calling one's included.
     poll: 0 (sleep at once) to 100.
@@ -122,19 +120,30 @@ class Team:
         self._post, self._take_part, self._work = (function(compiler.address(k)) for k in (post, take_part, work))
         self._address = address
         self._stopped = False
-        self._start()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=partial(_start_again, weakref.ref(self)))
+        self._prepare()
+        self.watch_forks()
 
-    def _start(self) -> None:
-        """The threads, and a state in which nothing runs; again in a child process, which gets none of them."""
+    def _prepare(self) -> None:
+        """A state in which nothing runs, without threads."""
         self._begun, self._lock = threading.local(), threading.Lock()
         self._wake = [threading.Semaphore(0) for _ in range(self.n_threads)]
         self.state[ARRIVED:] = 0
-        n = 0 if self._stopped else self.n_threads
-        self._workers = [threading.Thread(target=self._run_worker, args=(i,), daemon=True) for i in range(1, n)]
-        for worker in self._workers:
-            worker.start()
+        self._workers: list[threading.Thread] = []
+
+    def _start(self) -> None:
+        """The threads. RuntimeError where the system gives none."""
+        try:
+            for i in range(1, self.n_threads):
+                worker = threading.Thread(target=self._run_worker, args=(i,), daemon=True)
+                worker.start()
+                self._workers.append(worker)
+        except RuntimeError:
+            self.close()
+            raise
+
+    def after_fork_in_child(self) -> None:
+        """The child gets none of the threads; it starts others when it has something for them."""
+        self._prepare()
 
     def run(self, program: Program, n_threads: int | None = None) -> None:
         """Runs a program from beginning to end, on all threads or some; the caller works, too."""
@@ -147,6 +156,8 @@ class Team:
             if n_threads == 1:
                 self._take_part(self._address, 0, 0, 0)
                 return
+            if not self._workers:
+                self._start()
             self.state[SLEEPERS] = -1
             try:
                 self._post(self._address, 0, 0, 0)
@@ -163,6 +174,8 @@ class Team:
             wake.release()
         for worker in self._workers:
             worker.join()
+        self._stopped = False
+        self._prepare()
 
     def _wake_sleepers(self, n_threads: int) -> None:
         for i in range(1, n_threads if self.state[SLEEPERS] else 0):
@@ -183,12 +196,6 @@ class Team:
         if self.begin is not None and not hasattr(self._begun, "done"):
             self._begun.done = True
             self.begin(thread)
-
-
-def _start_again(team: weakref.ref[Team]) -> None:
-    """In a child process, unless nobody has the team any more."""
-    if (found := team()) is not None:
-        found._start()
 
 
 def _yield_address() -> int:

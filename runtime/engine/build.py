@@ -13,6 +13,7 @@ from ..cache import PagedCache
 from ..config import ModelConfig
 from ..decoder import Decoder
 from ..devices import DeviceInfo, activation_dtype, list_devices
+from ..forks import prepare_torch
 from ..memory import MARGIN_BYTES, MIB, MemoryOptions, MemoryPlan, check_lowest, plan_memory
 from ..model import ModelOptions, Plan, plan_model
 from ..ops import Dispatch
@@ -114,6 +115,7 @@ def make_engine(
 
     capture: how steps are captured, where graphs are wanted; by default CUDA's way where all layers are on one GPU.
     """
+    prepare_torch()
     devices = [layer.ops.device for layer in decoder.layers]
     n_pages, n_host_pages = [spec.n_pages for spec in groups], [spec.n_host_pages for spec in groups]
     cache = PagedCache(decoder.config, devices, k_type, v_type, n_pages, n_host_pages)

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 
+from ..forks import Forked
 from ..sampling import BreakerTable, SamplingParams
 from .request import Request
 from .runner import Logprobs, Results, Runner
@@ -23,6 +24,9 @@ from .scheduler import Scheduler, Step
 from .vocabulary import Vocabulary
 
 T = TypeVar("T")
+# Seconds for which a fork waits for the end of a step.
+FORK_WAIT = 0.05
+FORKED = "this process was forked: the request goes on in its parent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +81,14 @@ class Handle:
         return self.request.n_cached
 
 
-class Engine:
+class Engine(Forked):
     """Requests in, tokens out.
 
     overlap: starts a step before the results of the one before have reached the host. A request that ends then takes
     part in one step more, in vain.
+
+    In a child process that os.fork has made it goes on without the requests that were under way: they are the parent's.
+    What it cannot do there, after a fork in the middle of a step or with a GPU, raises RuntimeError.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runner, vocabulary: Vocabulary, *, overlap: bool) -> None:
@@ -98,6 +105,43 @@ class Engine:
         # A thread that steps by itself (thread.py) is woken when there is something to do.
         self.threaded = False
         self.wake: Callable[[], None] = lambda: None
+        # In a child process: why nothing runs there.
+        self.unusable: str | None = None
+        self._forking = (False, False)
+        self.watch_forks()
+
+    def before_fork(self) -> None:
+        """Between two steps, if that is soon."""
+        self._forking = self._stepping.acquire(timeout=FORK_WAIT), self._lock.acquire(timeout=FORK_WAIT)
+
+    def after_fork_in_parent(self) -> None:
+        for held, lock in zip(self._forking, (self._stepping, self._lock), strict=True):
+            if held:
+                lock.release()
+
+    def after_fork_in_child(self) -> None:
+        if self.runner.output_device.type != "cpu":
+            self.unusable = "a model on a GPU cannot be used in a forked process"
+        elif not all(self._forking):
+            self.unusable = "this process was forked while its model was at work in another thread"
+        self._lock, self._stepping = threading.Lock(), threading.Lock()
+        for waiting in (self._leaving, self._calls):
+            waiting.clear()
+        # Who listens to them is in the parent.
+        handles = list(self._handles.values())
+        for handle in handles:
+            handle.listener = None
+        if self.unusable is None:
+            self._abort(FORKED)
+        else:
+            self._handles.clear()
+            for handle in handles:
+                handle.error, handle.finish_reason = FORKED, "error"
+
+    def check(self) -> None:
+        """RuntimeError in a child process where nothing can run."""
+        if self.unusable is not None:
+            raise RuntimeError(f"{self.unusable}; load it in the process that is to use it")
 
     # ---- from any thread ----
 
@@ -115,6 +159,7 @@ class Engine:
 
         ValueError for what cannot be run at all, QueueFull where too many are waiting, RuntimeError after `close`.
         """
+        self.check()
         params = params or SamplingParams()
         self.vocabulary.check(prompt, params)
         request = Request(
@@ -153,6 +198,7 @@ class Engine:
 
         The function may use the cache and the scheduler's pool, and must not call the engine.
         """
+        self.check()
         if not self.threaded:
             with self._stepping:
                 self._collect()
@@ -190,6 +236,7 @@ class Engine:
 
         What goes wrong on the device ends the requests of that step with an error, the others go on.
         """
+        self.check()
         with self._stepping:
             try:
                 return self._step()
@@ -246,7 +293,8 @@ class Engine:
     def abort_all(self, reason: str) -> None:
         """Ends every request with an error."""
         with self._stepping:
-            self._abort(reason)
+            if self.unusable is None:
+                self._abort(reason)
 
     def close(self, reason: str) -> None:
         """Ends every request with an error, and takes no further one."""

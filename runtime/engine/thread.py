@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import threading
 
+from ..forks import Forked
 from .engine import Engine
 
 
-class EngineThread:
+class EngineThread(Forked):
     """Steps while there is work, sleeps while there is none. If stepping itself fails, the requests that are there end
     with that error (Engine.step sees to it), and later ones are tried again.
 
@@ -19,9 +20,26 @@ class EngineThread:
         self.engine = engine
         self._work, self._closing = threading.Event(), False
         engine.threaded, engine.wake = True, self._work.set
+        self._start()
+        atexit.register(self._stop)
+        self.watch_forks()
+
+    def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="naiad engine", daemon=True)
         self._thread.start()
-        atexit.register(self._stop)
+
+    def after_fork_in_child(self) -> None:
+        """There is no thread; one begins with the first request."""
+        self._work, begun = threading.Event(), threading.Lock()
+
+        def wake() -> None:
+            if self.engine.unusable is None and begun.acquire(blocking=False):
+                self.engine.wake = self._work.set
+                self._start()
+            self._work.set()
+
+        if self.engine.threaded:
+            self.engine.wake = wake
 
     def _run(self) -> None:
         while not self._closing:
@@ -46,5 +64,5 @@ class EngineThread:
         self.engine.threaded = False
         self.engine.abort_all("the engine was closed")
         # Whoever still waits for something to be done between steps gets it.
-        while self.engine.step():
+        while self.engine.unusable is None and self.engine.step():
             pass
