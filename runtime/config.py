@@ -16,6 +16,8 @@ MAX_LAYERS = 1024
 MAX_EXPERTS = 1024
 MAX_HEADS = 4096
 MAX_WIDTH = 2**20
+# Tables of pages grow with it. The longest that a model was trained for is 10 million.
+MAX_CONTEXT = 2**24
 # Numbers that the rotation's frequencies are divided by; smaller ones make them infinite.
 MIN_ROPE_FACTOR = 1e-3
 
@@ -112,7 +114,7 @@ class ModelConfig:
             raise ValueError(
                 f"{architecture}: value heads of {value_dim} beside key heads of {head_dim}, expected equal"
             )
-        n_ctx_train = meta.integer("context_length", low=1)
+        n_ctx_train = min(meta.integer("context_length", low=1, high=2**64 - 1), MAX_CONTEXT)
         rope = _read_rope(meta, head_dim, n_ctx_train, pairing)
         return cls(
             architecture=architecture,

@@ -269,7 +269,7 @@ class LLM:
         t = self.tokenizer
         text = self.chat_template.render(adapt_messages(messages, self.chat_template), add_generation_prompt=True)
         # Many templates write the begin-of-text token that the tokenizer adds, too; it must not come twice.
-        return t.encode(self.chat_template.without_added_tokens(text, add_bos=t.add_bos, add_eos=t.add_eos))
+        return self._encode(self.chat_template.without_added_tokens(text, add_bos=t.add_bos, add_eos=t.add_eos))
 
     def start(
         self,
@@ -298,10 +298,17 @@ class LLM:
     def tokenize(self, prompt: Prompt) -> list[int]:
         """A prompt's tokens, with the model's special ones where it is a text. TypeError for anything else."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self._encode(prompt)
         if isinstance(prompt, Mapping) or not hasattr(prompt, "__iter__"):
             raise TypeError(f"expected a text or a list of token ids, found {type(prompt).__name__}")
         return [_token(value) for value in prompt]
+
+    def _encode(self, text: str) -> list[int]:
+        """ValueError, before it takes long, for a text that cannot fit."""
+        n_ctx = self.memory.n_ctx
+        if len(text) > n_ctx and (n := self.tokenizer.least_tokens(text)) > n_ctx:
+            raise ValueError(f"the prompt has {n} tokens or more, but the context holds {n_ctx}")
+        return self.tokenizer.encode(text)
 
     def save_cache(self, path: str | os.PathLike[str], prompt: Prompt) -> int:
         """Writes what the cache holds of a prompt to a file; how many tokens that is. ValueError where that is none."""

@@ -54,7 +54,10 @@ def test_a_broken_template_stops_chats_only(changed: Callable[..., Path], templa
             with pytest.raises(ValueError, match=message) as caught:
                 llm.chat([{"role": "user", "content": content}], max_tokens=2)
             assert str(caught.value).startswith(f"{path}: ") and len(str(caught.value)) < 900
-    with LLM(path, device="cpu", chat_template="chatml") as llm:
+
+
+def test_another_template_replaces_a_broken_one(changed: Callable[..., Path]) -> None:
+    with LLM(changed(tokenizer__chat_template="{% if %}"), device="cpu", chat_template="chatml") as llm:
         assert llm.chat(USER, max_tokens=2).tokens
 
 
@@ -80,3 +83,33 @@ def test_errors_of_the_tokenizer_name_the_file(
         LLM(path, device="cpu")
     assert str(caught.value).startswith(f"{path}: ")
     assert run(f"tokenize -m '{path}' -p x")[2].startswith(f"error: {path}: tokenizer model")
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenised(
+    changed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = "{% for i in range(99999) %}{{ 'abcdefgh' * 9 }}{% endfor %}"
+    with LLM(changed(tokenizer__chat_template=endless), device="cpu", n_ctx=512) as llm:
+        monkeypatch.setattr(llm.tokenizer, "encode", lambda *args, **kwargs: pytest.fail("tokenised"))
+        message = r"^the prompt has \d+ tokens or more, but the context holds 512$"
+        with pytest.raises(ValueError, match=message):
+            llm.chat(USER, max_tokens=2)
+        with pytest.raises(ValueError, match=message):
+            llm.generate("abc " * 10**6, max_tokens=2)
+
+
+def test_prompts_at_the_edge_of_the_context(changed: Callable[..., Path]) -> None:
+    with LLM(changed(), device="cpu", n_ctx=512) as llm:
+        longest = max(range(llm.tokenizer.n_vocab), key=lambda token: len(llm.tokenizer.token_text(token)))
+        text = llm.tokenizer.decode([longest] * 400)
+        assert llm.tokenizer.least_tokens(text) <= len(llm.tokenize(text)) <= 512
+        assert llm.generate(text, max_tokens=1).tokens
+
+
+def test_a_context_of_billions_takes_no_memory(changed: Callable[..., Path]) -> None:
+    """Windows make the cache small, whatever the context is."""
+    path = changed(llama__context_length=2**32 - 1, llama__attention__sliding_window=64)
+    with LLM(path, device="cpu") as llm:
+        assert llm.memory.n_ctx == 2**24
+        assert sum(table.nbytes for table in llm.engine.runner.slots.host) < 200e6
+        assert llm.generate("Once", max_tokens=2).tokens

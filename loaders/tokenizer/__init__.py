@@ -7,8 +7,14 @@ Where they differ, on purpose or by necessity:
   vocabulary, two special tokens of equal length that overlap in the text), ours is the first listed.
 - A user-defined token that begins with a letter outside ASCII breaks other such letters in llama.cpp's unigram
   normaliser, which compares bytes; here whole letters are compared.
+- A token of more than 256 letters, some of which stand for no byte, does not appear in the marks that take their place.
 - What makes llama.cpp abort (a letter that has neither a token nor byte tokens) becomes the unknown token, and a
   vocabulary whose merges lead to texts that are no tokens is refused.
+
+What a file can cost, on one core of 2023: building takes at most 35 bytes of memory and 0.3 us per byte of the
+vocabulary (300 bytes in a unigram model of up to 3 MB). Encoding a text takes 10 us per letter and, where SentencePiece
+merges one word, 300 bytes; 50 us where each letter begins 5,000 tokens of a unigram model, or nearly one of 50,000.
+No expression comes from a file: pre-tokenizers have names, of which `pretokenizers.py` knows the expressions.
 """
 
 from .stream import StreamDecoder

@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, models
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 
+from ..quote import quoted
 from .byte_letters import LETTERS
 from .kv import KV, read_strings
 from .library import encode_texts, guarded
@@ -33,8 +34,9 @@ class BPE:
         self._unknown = len(vocab.tokens)
         self._tokenizer = Tokenizer(_model(vocab, pre, _merges(kv, vocab)))
         self._tokenizer.pre_tokenizer = _steps(pre)
-        complete = not pre.raw_utf8 and all(letter in vocab.ids for letter in LETTERS)
-        self._may_drop = not complete
+        self._dropped = bytes(byte for byte, letter in enumerate(LETTERS) if letter not in vocab.ids)
+        self._may_drop = pre.raw_utf8 or bool(self._dropped)
+        self._single = {text for text in vocab.ids if len(text) == 1} if pre.raw_utf8 else set()
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
         """Token ids of a text that was cut at its special tokens (the integers)."""
@@ -47,6 +49,12 @@ class BPE:
             else:
                 ids.extend(next(encoded))
         return ids
+
+    def kept(self, text: str) -> int:
+        if self._pre.raw_utf8:
+            # Letters that are no tokens may be dropped, and the whitespace model drops spaces and changes letters.
+            return 0 if self._drop_spaces else sum(map(self._single.__contains__, text))
+        return len(text.encode().translate(None, self._dropped))
 
     def _parts(self, fragment: str | int) -> Iterator[str | int]:
         """The rules that the library's own steps cannot express."""
@@ -86,7 +94,7 @@ def _merges(kv: KV, vocab: Vocab) -> list[tuple[str, str]]:
     parts = " ".join(merges).split(" ") if merges else []
     if len(parts) != 2 * len(merges):
         bad = next(merge for merge in merges if merge.count(" ") != 1)
-        raise ValueError(f"{MERGES_KEY} has {bad!r}, expected two tokens with a space between")
+        raise ValueError(f"{MERGES_KEY} has {quoted(bad)}, expected two tokens with a space between")
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
@@ -113,4 +121,4 @@ def _check_merges(merges: list[tuple[str, str]], vocab: Vocab) -> None:
     for left, right in merges:
         for text in (left, right, left + right):
             if text not in vocab.ids:
-                raise ValueError(f"{MERGES_KEY} has {left + ' ' + right!r}, but {text!r} is not a token")
+                raise ValueError(f"{MERGES_KEY} has {quoted(left + ' ' + right)}, but {quoted(text)} is not a token")

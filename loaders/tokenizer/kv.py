@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..quote import quoted
+
 KV = Mapping[str, Any]
 
 
@@ -56,7 +58,4 @@ def read_numbers(kv: KV, key: str, kinds: str, length: int | None = None) -> np.
 
 
 def _wrong_kind(key: str, expected: str, value: Any) -> ValueError:
-    shown = repr(value)
-    if len(shown) > 60:
-        shown = shown[:60] + "..."
-    return ValueError(f"{key} should be {expected}, found {type(value).__name__} {shown}")
+    return ValueError(f"{key} should be {expected}, found {type(value).__name__} {quoted(value)}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
+from ..quote import quoted
 from .byte_letters import BYTES
 from .eog import BYTE, HIDDEN, NORMAL, SPECIAL
 from .vocab import Vocab
 
+MAX_REPEATED = 256
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -22,7 +24,7 @@ class Pieces:
             if attr & BYTE and not BYTE_TOKEN.fullmatch(vocab.tokens[token]):
                 raise ValueError(
                     f"token {token} is a byte token, so its text should be <0x00> to <0xFF>, "
-                    f"found {vocab.tokens[token]!r}"
+                    f"found {quoted(vocab.tokens[token])}"
                 )
 
     def __call__(self, token: int, special: bool) -> bytes:
@@ -46,8 +48,9 @@ class Pieces:
 
 
 def _foreign(letter: str, text: str) -> bytes:
-    """llama.cpp's mark for a letter that stands for no byte."""
+    """llama.cpp's mark for a letter that stands for no byte; the token is in it unless it has many such letters."""
     code = letter.encode("utf-8", "surrogateescape").hex()
+    text = text if len(text) <= MAX_REPEATED else ""
     return f"[UNK_BYTE_0x{code}{text}]".encode("utf-8", "surrogateescape")
 
 

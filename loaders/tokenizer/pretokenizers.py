@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..quote import quoted
+
 CONTRACTION = r"'(?:[sdmtSDMT]|[lL][lL]|[vV][eE]|[rR][eE])"
 WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 MARK = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -240,4 +242,4 @@ def pre_tokenizer(name: str) -> PreTokenizer:
         if name in row.names:
             return row
     known = ", ".join(sorted(n for row in PRE_TOKENIZERS for n in row.names if n))
-    raise ValueError(f"tokenizer.ggml.pre {name!r} is not supported; supported: {known}")
+    raise ValueError(f"tokenizer.ggml.pre {quoted(name)} is not supported; supported: {known}")

@@ -42,6 +42,9 @@ class SPM:
                 ids.extend(self._word_ids(word))
         return ids
 
+    def kept(self, text: str) -> int:
+        return len(text)
+
     def _encode_word(self, word: str) -> tuple[int, ...]:
         ids: list[int] = []
         for symbol in self._merge(word):

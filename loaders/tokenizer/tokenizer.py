@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .bpe import BPE
 from .eog import Attr
 from .pieces import Pieces, clean_spaces
-from .special import SpecialTokens
+from .special import SPACE, SpecialTokens
 from .spm import SPM
 from .stream import StreamDecoder
 from .ugm import UGM
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 class Encoder(Protocol):
     def encode(self, fragments: Sequence[str | int]) -> list[int]: ...
+
+    def kept(self, text: str) -> int:
+        """How many letters or bytes of a text certainly end up in tokens that are not larger; 0 if nobody can say."""
+        ...
 
 
 class Tokenizer:
@@ -102,6 +107,20 @@ class Tokenizer:
         else:
             first, last = self.bos_id if self.add_bos else None, self.eos_id if self.add_eos else None
         return [*([] if first is None else [first]), *ids, *([] if last is None else [last])]
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that encode certainly reaches, from the length of the text and of the longest token.
+
+        Much faster than encode: a text that is far too long need not be tokenised to find that out.
+        """
+        if self._special_tokens.swallow:
+            text = text.translate(dict.fromkeys(map(ord, SPACE)))
+        return -(-self._encoder.kept(well_formed(text)) // self._longest)
+
+    @cached_property
+    def _longest(self) -> int:
+        """What one token can cover of a text, in bytes of UTF-8, which are no fewer than letters."""
+        return max(len(token.encode("utf-8", "surrogateescape")) for token in self._vocab.tokens)
 
     def decode(
         self,

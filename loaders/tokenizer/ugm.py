@@ -1,8 +1,10 @@
-"""SentencePiece's unigram model: the normaliser here, the Viterbi search by the tokenizers library."""
+"""SentencePiece's unigram model: the normaliser here, the Viterbi search by the tokenizers library, or viterbi.py where
+tokens are long.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -11,15 +13,21 @@ from tokenizers import Tokenizer, models
 from .eog import NORMAL, UNUSED, USER_DEFINED
 from .kv import KV, read_numbers
 from .library import encode_texts, guarded
+from .prefixes import Prefixes
 from .unicode import is_text
+from .viterbi import Viterbi
 from .vocab import PREFIX, Vocab
 
 SPACE = "▁"
 CHARSMAP_KEY = PREFIX + "precompiled_charsmap"
 # Real maps have keys of up to 18 bytes and replacements of up to 33; a hostile one must not blow a text up.
 MAX_KEY = 255
-MAX_REPLACEMENT = 1023
+MAX_REPLACEMENT = 63
 N_REMEMBERED = 1 << 16
+# What the library is given: its tree takes 280 times the bytes of all tokens, and a text as many steps per letter as
+# the longest token has bytes. The largest real vocabularies have two million bytes and tokens of less than a hundred.
+LIBRARY_BYTES = 3 * 2**20
+LIBRARY_TOKEN_BYTES = 256
 
 
 class UGM:
@@ -27,12 +35,16 @@ class UGM:
 
     def __init__(self, vocab: Vocab, kv: KV) -> None:
         self._space_prefix, self._merge_spaces = vocab.rules.add_space_prefix, vocab.rules.remove_extra_spaces
-        self._tokenizer = Tokenizer(_model(vocab))
+        self._search = _search(vocab)
+        matched = NORMAL | USER_DEFINED | UNUSED
+        self._letters = {
+            text for text, kind in zip(vocab.tokens, vocab.types, strict=True) if len(text) == 1 and kind & matched
+        } - {" "}
         blob = read_numbers(kv, CHARSMAP_KEY, "iu")
         self._charsmap = None if blob is None else Charsmap(blob.astype("uint8").tobytes())
         # Text that begins a user-defined token is not normalised, whether or not the rest of the token follows.
         user = [text for text, attr in zip(vocab.tokens, vocab.types, strict=True) if attr & USER_DEFINED]
-        self._protected = {text[:n] for text in user for n in range(1, min(len(text), MAX_KEY) + 1)}
+        self._protected = Prefixes(user) if user else None
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
         """Token ids of a text that was cut at its special tokens (the integers)."""
@@ -41,8 +53,12 @@ class UGM:
             if isinstance(fragment, int):
                 ids.append(fragment)
             elif text := self._with_spaces(self._normalise(fragment)):
-                ids.extend(encode_texts(self._tokenizer, [text])[0])
+                ids.extend(self._search(text))
         return ids
+
+    def kept(self, text: str) -> int:
+        """Letters that are tokens, for others may be one unknown token together; a map may do away with any."""
+        return 0 if self._charsmap else sum(map(self._letters.__contains__, text))
 
     def _normalise(self, text: str) -> str:
         if not self._protected and not self._charsmap:
@@ -50,7 +66,7 @@ class UGM:
         out: list[str] = []
         start = 0
         while start < len(text):
-            end = self._protected_end(text, start)
+            end = start + (self._protected.agreement(text, start, MAX_KEY) if self._protected else 0)
             replacement: str | None = None
             if end == start and self._charsmap:
                 end, replacement = self._charsmap.longest_match(text, start)
@@ -58,12 +74,6 @@ class UGM:
             out.append(text[start:end] if replacement is None else replacement)
             start = end
         return "".join(out)
-
-    def _protected_end(self, text: str, start: int) -> int:
-        end = start
-        while end < len(text) and text[start : end + 1] in self._protected:
-            end += 1
-        return end
 
     def _with_spaces(self, text: str) -> str:
         if self._merge_spaces:
@@ -86,7 +96,7 @@ class Charsmap:
         n_bytes = int.from_bytes(blob[:4], "little")
         if len(blob) < 4 or n_bytes < 4 or n_bytes + 4 >= len(blob):
             raise ValueError(f"{CHARSMAP_KEY} has {len(blob)} bytes, of which it says that {n_bytes} are its index")
-        self._units: list[int] = np.frombuffer(blob, "<u4", n_bytes // 4, 4).tolist()
+        self._units = memoryview(np.frombuffer(blob, "<u4", n_bytes // 4, 4).astype("=u4").tobytes()).cast("I")
         self._replacements = blob[4 + n_bytes :]
         self._root = _base(self._units[0])
         self._step = lru_cache(N_REMEMBERED)(self._walk)
@@ -132,7 +142,17 @@ def _base(unit: int) -> int:
     return (unit >> 10 << ((unit & 0x200) >> 6)) & 0xFFFFFFFF
 
 
-def _model(vocab: Vocab) -> models.Unigram:
+def _search(vocab: Vocab) -> Callable[[str], list[int]]:
+    """A normalised text's tokens."""
+    pieces, unknown = _pieces(vocab), vocab.require("unk")
+    sizes = [len(text.encode()) for text, _ in pieces]
+    if sum(sizes) > LIBRARY_BYTES or max(sizes) > LIBRARY_TOKEN_BYTES:
+        return Viterbi(pieces, unknown).encode
+    tokenizer = Tokenizer(guarded("bad vocabulary", lambda: models.Unigram(pieces, unknown, False)))
+    return lambda text: encode_texts(tokenizer, [text])[0]
+
+
+def _pieces(vocab: Vocab) -> list[tuple[str, float]]:
     """Tokens that text cannot become stand in it as something that no normalised text contains: a space."""
     normal = [s for s, attr in zip(vocab.scores, vocab.types, strict=True) if attr & NORMAL]
     # The unknown token's score is ten below the lowest of the vocabulary, for which only normal tokens count.
@@ -145,5 +165,4 @@ def _model(vocab: Vocab) -> models.Unigram:
         else:
             user_defined = vocab.attrs[token] & USER_DEFINED
             pieces.append((text, 0.0 if user_defined else vocab.scores[token]))
-    unknown = vocab.require("unk")
-    return guarded("bad vocabulary", lambda: models.Unigram(pieces, unknown, False))
+    return pieces

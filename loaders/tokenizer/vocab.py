@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from ..quote import quoted
 from .eog import SPECIAL, Attr, find_eog, find_roles
 from .kv import KV, read_bool, read_int, read_numbers, read_str, read_strings
 from .pretokenizers import PreTokenizer, pre_tokenizer
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 PREFIX = "tokenizer.ggml."
 # More tokens that end a generation; checkpoints name several, GGUF's own keys hold one for each role.
 EOG_KEY = PREFIX + "eog_token_ids"
+# Of a token; a hundred times the longest in use.
+MAX_LETTERS = 2**16
 # Where a GGUF file may carry a whole tokenizer.json.
 EMBEDDED_KEY = "tokenizer.huggingface.json"
 # tokenizer.ggml.token_type -> attribute, by position; other values mean a token of no known type.
@@ -134,7 +137,7 @@ class Vocab:
 def _model_rules(kv: KV) -> tuple[str, Rules, PreTokenizer | None]:
     model = read_str(kv, PREFIX + "model")
     if model not in MODELS:
-        found = f"tokenizer model {model!r} is not supported" if model else f"{PREFIX}model is missing"
+        found = f"tokenizer model {quoted(model)} is not supported" if model else f"{PREFIX}model is missing"
         raise ValueError(f"{found}; supported: {', '.join(sorted(MODELS))}")
     rules, pre = MODELS[model], None
     if rules.kind == "bpe":
@@ -172,12 +175,14 @@ def _tokens(kv: KV) -> tuple[list[str], dict[str, int]]:
     tokens = read_strings(kv, key)
     if not tokens:
         raise ValueError(f"{key} is {'missing' if tokens is None else 'empty'}: the file has no vocabulary")
+    if (longest := max(tokens, key=len)) and len(longest) > MAX_LETTERS:
+        raise ValueError(f"{key} has a token of {len(longest)} characters, expected at most {MAX_LETTERS}")
     if "" in tokens:
         tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         text, count = Counter(tokens).most_common(1)[0]
-        raise ValueError(f"{key} has the token {text!r} {count} times, expected every token once")
+        raise ValueError(f"{key} has the token {quoted(text)} {count} times, expected every token once")
     return tokens, ids
 
 

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from .prefixes import Prefixes
 from .remember import remembering
 from .unicode import WHITE_SPACE, lower
 from .vocab import Vocab
@@ -50,10 +51,7 @@ class WPM:
     def __init__(self, vocab: Vocab) -> None:
         self._ids, self._unknown = vocab.ids, vocab.require("unk")
         self._normaliser = Normaliser(vocab.rules.lowercase, vocab.rules.strip_accents)
-        lengths: dict[str, set[int]] = {}
-        for token in vocab.tokens:
-            lengths.setdefault(token[0], set()).add(len(token))
-        self._lengths = {letter: sorted(found, reverse=True) for letter, found in lengths.items()}
+        self._prefixes = Prefixes(vocab.tokens)
         self._word_ids = remembering(self._encode_word)
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
@@ -68,18 +66,19 @@ class WPM:
                     ids.extend(self._word_ids(word))
         return ids
 
+    def kept(self, text: str) -> int:
+        return 0  # a word of any length may be the unknown token
+
     def _encode_word(self, word: str) -> tuple[int, ...]:
         """The longest token, then the longest that continues it, ...; unknown where one is missing."""
         text = SPACE + word
         ids: list[int] = []
         start = 0
         while start < len(text):
-            for length in self._lengths.get(text[start], ()):
-                token = self._ids.get(text[start : start + length])
-                if token is not None and start + length <= len(text):
-                    ids.append(token)
-                    start += length
-                    break
-            else:
+            found = self._prefixes.longest(text, start)
+            if found < 0:
                 return (self._unknown,)
+            token = self._prefixes.texts[found]
+            ids.append(self._ids[token])
+            start += len(token)
         return tuple(ids)
