@@ -10,9 +10,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, TextIO
+from contextlib import redirect_stderr, redirect_stdout
+from typing import TextIO, cast
 
-from .options import UsageError
+from .interrupt import leaving_at_once
+from .options import UsageError, shortened
+from .screen import Screen, open_standard_files
 
 # Each command is a module with PARSER and `main(values) -> exit code`; imported when asked for, as torch is slow to.
 COMMANDS = {
@@ -31,26 +34,64 @@ USAGE += "\n\n`naiad COMMAND --help` lists a command's options; `naiad --version
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; the process's arguments unless others are given. Returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_standard_files()
     _use_utf8(sys.stdout, sys.stderr)
     warnings.showwarning = _print_warning
+    out, err = Screen(sys.stdout), Screen(sys.stderr, messages=True)
+    with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)):
+        if out.is_closed:
+            return _refuse("stdout is closed")
+        code = _guarded(words, out)
+        err.settle()
+        err.flush()
+        return code
+
+
+def _guarded(words: list[str], out: Screen) -> int:
+    try:
+        code = _run(words)
+        out.settle()
+        out.flush()
+        return code
+    except UsageError as error:
+        return _refuse(f"{error}\nto show complete usage, run with -h")
+    except BrokenPipeError:
+        # The reader of our output has left; the interpreter must still be able to flush it.
+        out.discard()
+        return 0
+    except (ValueError, OSError, MemoryError, ImportError, RuntimeError) as error:
+        try:
+            out.settle()
+            out.flush()
+        except OSError:
+            out.discard()
+        return _refuse(str(error) or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _refuse(message: str) -> int:
+    print("error: " + message.replace("\r", "\\r"), file=sys.stderr)
+    return 1
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE, file=sys.stdout if words else sys.stderr)
         return 0 if words else 1
     if words[0] == "--version":
         return print_version()
     if words[0] not in COMMANDS:
-        print(f"error: invalid command: {words[0]}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 1
-    module = importlib.import_module("." + words[0].replace("-", "_"), __name__)
-    try:
-        values = module.PARSER.parse(words[1:], os.environ, module.N_POSITIONAL)
-        if values["help"]:
-            print(module.PARSER.usage())
-            return 0
-        return _guarded(module, values)
-    except UsageError as error:
-        print(f"error: {error}\nto show complete usage, run with -h", file=sys.stderr)
-        return 1
+        return _refuse(f"invalid command: {shortened(words[0])}, expected one of {', '.join(COMMANDS)}")
+    with leaving_at_once():
+        module = importlib.import_module("." + words[0].replace("-", "_"), __name__)
+    values = module.PARSER.parse(words[1:], os.environ, module.N_POSITIONAL)
+    if values["help"]:
+        print(module.PARSER.usage())
+        return 0
+    code: int = module.main(values)
+    return code
 
 
 def _print_warning(
@@ -62,7 +103,7 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     """Without the place in the program, which is of no use on a command line."""
-    print(f"warning: {message}", file=sys.stderr)
+    print("warning: " + str(message).replace("\r", "\\r"), file=sys.stderr)
 
 
 def print_version() -> int:
@@ -70,25 +111,6 @@ def print_version() -> int:
 
     print(f"naiad {__version__}", file=sys.stderr)
     return 0
-
-
-def _guarded(module: Any, values: dict[str, Any]) -> int:
-    try:
-        code: int = module.main(values)
-        sys.stdout.flush()
-        return code
-    except UsageError:
-        raise
-    except (ValueError, OSError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader of our output has left; give the interpreter a stdout that it can still flush.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
 
 
 def _use_utf8(*streams: TextIO) -> None:

@@ -11,6 +11,7 @@ from ..generation import Generation
 from ..llm import LLM
 from ..sampling import SamplingParams
 from .interrupt import Interrupt
+from .screen import end_text
 from .texts import Lines, read_text, stdin_lines
 
 HELP = """\
@@ -144,6 +145,7 @@ class Chat:
         with Interrupt() as interrupt:
             for piece in answer:
                 if isinstance(piece, Generation):
+                    end_text()
                     print(flush=True)
                     print_timings(piece)
                 else:
@@ -152,6 +154,7 @@ class Chat:
                     break
         # Closed here, the conversation keeps the part of the answer that was shown.
         answer.close()
+        end_text()
         if interrupt.pressed:
             print("\n(stopped)", file=sys.stderr)
         return not interrupt.pressed

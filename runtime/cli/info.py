@@ -15,6 +15,7 @@ from ...loaders.quote import quoted
 from ...loaders.stored import ModelSource
 from ..demo import demo_model
 from .options import Option, Parser
+from .screen import written_out
 
 N_POSITIONAL = 1
 MAX_SHOWN = 100
@@ -42,7 +43,7 @@ def main(values: dict[str, Any]) -> int:
 
 
 def _shown_key(key: str) -> str:
-    return key if len(key) <= MAX_SHOWN else quoted(key, MAX_SHOWN)
+    return written_out(key) if len(key) <= MAX_SHOWN else quoted(key, MAX_SHOWN)
 
 
 def _shown_value(kv: Mapping[str, Any], key: str) -> str:
@@ -71,4 +72,4 @@ def _print_tensors(source: ModelSource, *, listed: bool) -> None:
         print(f"  {name:<8} {by_format[name]:>5} tensors {size / 2**20:>12.2f} MiB")
     if listed:
         for tensor in tensors:
-            print(f"  {tensor.name:<40} {tensor.format.name:<8} {list(tensor.shape)}")
+            print(f"  {written_out(tensor.name):<40} {tensor.format.name:<8} {list(tensor.shape)}")

@@ -16,6 +16,7 @@ from .interrupt import Interrupt
 from .model_options import MODEL_OPTIONS, load_llm
 from .options import Option, Parser, UsageError
 from .sampling_options import SAMPLING_OPTIONS, sampling_params
+from .screen import end_text
 from .texts import argument_text, process_escapes, read_text
 
 N_POSITIONAL = 0
@@ -104,6 +105,7 @@ def _continue_text(llm: LLM, prompt: str, params: SamplingParams, *, display_pro
             if interrupt.pressed:
                 break
     generation.close()
+    end_text()
     print()
     if generation.finish_reason == "error":
         raise ValueError(generation.handle.error)
