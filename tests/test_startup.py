@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import startup
+
 ROOT = Path(__file__).parents[1]
 # Runs command lines in one process; prints which of these packages came with each.
 PROGRAM = """
@@ -36,3 +39,11 @@ def test_readers_import_torch_only_where_it_is_asked_for() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             assert "torch" not in {name.partition(".")[0] for name in names}, file
+
+
+def test_processes_are_timed_to_their_end_or_to_the_first_token() -> None:
+    slow = "import time; print('token', flush=True); time.sleep(1)"
+    found = startup.measured(dict.fromkeys(("run", startup.FIRST_TOKEN), (sys.executable, "-S", "-c", slow)), 1)
+    assert found[startup.FIRST_TOKEN][0] < 1 <= found["run"][0]
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        startup.seconds("run", (sys.executable, "-c", "raise SystemExit(3)"))
