@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -72,28 +73,50 @@ class TensorFile:
     """A file whose byte ranges become tensors: views of its mapping, which lives as long as any of them.
 
     With use_mmap=False they are copies, read from the file each time. OSError when the file cannot be opened.
+
+    The system ends a process that looks at a part of a mapping whose file has become shorter (SIGBUS). So a file's size
+    is looked at before a range of it is handed out, and again when it was used; between the two nothing can be done.
     """
 
     def __init__(self, path: Path, *, use_mmap: bool) -> None:
         self.path, self.use_mmap = path, use_mmap
         with path.open("rb") as file:
             self.map = _map(file.fileno())
+            self._opened = os.fstat(file.fileno())
 
     def read(self, offset: int, n_bytes: int) -> Bytes:
-        """uint8 [n_bytes]. ValueError when the file was cut short meanwhile."""
+        """uint8 [n_bytes]. ValueError when the file was cut short or replaced meanwhile."""
         if self.use_mmap:
+            self._check(self.map.size())
             return np.frombuffer(self.map, np.uint8, n_bytes, offset)
         data = np.empty(n_bytes, np.uint8)
         with self.path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if not os.path.samestat(found, self._opened):
+                raise ValueError(f"{self.path}: the file was replaced by another while it was loaded")
+            self._check(found.st_size)
             file.seek(offset)
             n_read = file.readinto(data.data)
         if n_read != n_bytes:
             raise ValueError(f"{self.path}: read {n_read} bytes at offset {offset}, expected {n_bytes}")
         return data
 
+    def _check(self, size: int) -> None:
+        if size < self._opened.st_size:
+            raise ValueError(
+                f"{self.path}: the file was cut short while it was loaded, "
+                f"expected {self._opened.st_size} bytes, found {size}"
+            )
+
     def release(self, offset: int, n_bytes: int) -> None:
-        """Lets the pages that lie inside a range leave memory; reading it again stays possible."""
-        if not self.use_mmap or not hasattr(mmap, "MADV_DONTNEED"):
+        """Lets the pages that lie inside a range leave memory; reading it again stays possible.
+
+        ValueError when the file was cut short: what was read may have been zeros.
+        """
+        if not self.use_mmap:
+            return
+        self._check(self.map.size())
+        if not hasattr(mmap, "MADV_DONTNEED"):
             return
         start, stop = align(offset, mmap.PAGESIZE), (offset + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if stop > start:

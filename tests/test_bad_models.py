@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ import torch
 
 from naiad.loaders.gguf import GGUFFile
 from naiad.loaders.gguf_write import write_gguf
+from naiad.loaders.open import open_model
 from naiad.loaders.stored import ModelSource, StoredTensor
 from naiad.quant.formats import F32
+from naiad.runtime.demo import demo_model
 from naiad.runtime.model import ModelOptions, load_model
 from naiad.runtime.session import Session
 
@@ -268,3 +272,23 @@ def test_any_value_loads_or_raises_value_error(architecture: str, little_memory:
             except ValueError as error:
                 assert str(error).startswith(source.name), (key, value)
     assert n_loaded > 20
+
+
+@pytest.mark.parametrize("route", ["int8", "exact"])
+def test_a_file_that_is_cut_short_while_it_is_loaded(tmp_path: Path, route: Literal["int8", "exact"]) -> None:
+    """One error that names it, after some tensors; the system would end the process for looking at what is gone."""
+    path, n_loaded = tmp_path / "model.gguf", 0
+    shutil.copy(demo_model(), path)
+    size = path.stat().st_size
+
+    def cut(n_bytes: int) -> None:
+        nonlocal n_loaded
+        n_loaded += 1
+        if n_loaded == 5:
+            os.truncate(path, 4096)
+
+    options = ModelOptions(device="cpu", route=route, dequantize="auto" if route == "int8" else "off")
+    message = re.escape(f"{path}: the file was cut short while it was loaded, expected {size} bytes, found 4096")
+    with pytest.raises(ValueError, match=message):
+        load_model(open_model(path), options, cut)
+    assert n_loaded == 5

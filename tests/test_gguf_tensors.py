@@ -127,11 +127,46 @@ def test_the_file_never_changes(small: Path) -> None:
     assert data.sum() == 7 * data.numel() and small.read_bytes() == before
 
 
-def test_a_file_cut_short_after_opening(small: Path) -> None:
-    tensor = GGUFFile(small, use_mmap=False).tensors["b"]
-    os.truncate(small, small.stat().st_size - 100)
-    with pytest.raises(ValueError, match=r"m\.gguf: read 8092 bytes at offset \d+, expected 8192"):
-        tensor.bytes()
+@pytest.mark.parametrize("use_mmap", [True, False], ids=["mapped", "read"])
+@pytest.mark.parametrize("cut", ["a byte", "in the middle", "all of it"])
+def test_a_file_cut_short_after_opening(small: Path, cut: str, use_mmap: bool) -> None:
+    """Seen before a mapped page is touched that is not there any more, for which the system ends the process."""
+    file, size = GGUFFile(small, use_mmap=use_mmap), small.stat().st_size
+    left = {"a byte": size - 1, "in the middle": size // 2, "all of it": 0}[cut]
+    os.truncate(small, left)
+    message = rf"m\.gguf: the file was cut short while it was loaded, expected {size} bytes, found {left}$"
+    for tensor in file.tensors.values():
+        with pytest.raises(ValueError, match=message):
+            tensor.bytes()
+
+
+def test_a_file_cut_short_while_it_is_used(small: Path) -> None:
+    """What was read in its last page may have been zeros."""
+    file = GGUFFile(small)
+    tensor = file.tensors["b"]
+    kept = tensor.bytes()[0].clone()
+    os.truncate(small, small.stat().st_size - 10)
+    with pytest.raises(ValueError, match="cut short while it was loaded"):
+        file.release(tensor)
+    with small.open("ab") as longer:
+        longer.write(bytes(1000))
+    file.release(tensor)
+    assert (tensor.bytes()[0] == kept).all()
+
+
+@pytest.mark.parametrize("use_mmap", [True, False], ids=["mapped", "read"])
+def test_a_file_that_is_replaced(small: Path, use_mmap: bool) -> None:
+    """A mapping shows the old one; what is read from a name must not be a mixture of two."""
+    file = GGUFFile(small, use_mmap=use_mmap)
+    before = contents(file)
+    other = small.with_name("other")
+    other.write_bytes(bytes(small.stat().st_size))
+    other.replace(small)
+    if use_mmap:
+        assert contents(file) == before
+    else:
+        with pytest.raises(ValueError, match=r"m\.gguf: the file was replaced by another while it was loaded"):
+            contents(file)
 
 
 def test_a_model_may_be_written_over_itself(small: Path) -> None:

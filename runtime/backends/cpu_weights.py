@@ -74,14 +74,14 @@ class TiledWeight:
 
 def pack(tensor: StoredTensor, kernels: Kernels, scale: torch.Tensor | None = None) -> TiledWeight:
     """A tensor of a file, moved into strips by all threads."""
-    fmt, shape, stored = tensor.format, tensor.shape, tensor.bytes()
+    fmt, shape = tensor.format, tensor.shape
     n_matrices = shape[0] if len(shape) == 3 else 1
     data = empty_bytes(n_matrices * n_strips(shape[-2]), strip_bytes(fmt, shape[-1]))
     table = np.array(items(fmt), np.int64)
     program = Program(kernels.compiler)
     program.add(
         pack_strips,
-        source=stored.data_ptr(),
+        source="source",
         target=data.data_ptr(),
         table=table.ctypes.data,
         n_fields=len(table),
@@ -90,6 +90,9 @@ def pack(tensor: StoredTensor, kernels: Kernels, scale: torch.Tensor | None = No
         type_size=fmt.type_size,
         n_matrices=n_matrices,
     )
+    # Just before they are used: a file that is cut short in between ends the process (TensorFile).
+    stored = tensor.bytes()
+    program.set(source=stored.data_ptr())
     kernels.run(program)
     return TiledWeight(fmt, shape, data, scale)
 
