@@ -18,6 +18,7 @@ from naiad.loaders.gguf import GGUFFile
 from naiad.loaders.hf.sentencepiece_file import TokenType, read_sentencepiece
 from naiad.loaders.hf.tokenizer import PRE_NAMES, PRE_NAMES_IGNORING_MERGES, pre_name, tokenizer_kv
 from naiad.loaders.tokenizer import Tokenizer
+from naiad.loaders.tokenizer.carried import CARRIED
 from naiad.loaders.tokenizer.pretokenizers import pre_tokenizer
 
 N_VOCAB = {"llama": 512, "gemma2": 512, "phi3": 544, "qwen2": 1024}
@@ -104,12 +105,37 @@ def test_known_pre_tokenizers_have_names(tokenizer: dict[str, Any], name: str) -
     assert pre_name(tokenizer) == name
 
 
-@pytest.mark.parametrize(
-    "steps", [whole(r"\w+"), [{"type": "Whitespace"}], [{"type": "Digits"}], [{"type": "Split"}], []]
-)
-def test_an_unknown_pre_tokenizer_is_refused(steps: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match=r"^tokenizer\.json: there is no name for its pre-tokenizer"):
+UNNAMED: dict[str, Any] = {
+    "expression": whole(r"\w+"),
+    "prefix": [{"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}],
+    "digits": [{"type": "Digits", "individual_digits": False}, *whole("")[1:]],
+}
+
+
+@pytest.mark.parametrize("steps", UNNAMED.values(), ids=UNNAMED)
+def test_what_has_no_name_is_carried(steps: list[dict[str, Any]]) -> None:
+    assert pre_name(tokenizer_json(steps)) == CARRIED
+
+
+BAD_STEPS: dict[str, tuple[Any, str]] = {
+    "no bytes": ([{"type": "Whitespace"}], r"has the steps \['Whitespace'\], expected ByteLevel among them"),
+    "none": ([], r"has the steps \[\], expected ByteLevel"),
+    "unknown": (
+        [{"type": "Words"}, *whole("")[1:]],
+        "has a step 'Words', expected some of BertPreTokenizer, ByteLevel",
+    ),
+    "metaspace": ([{"type": "Metaspace"}, *whole("")[1:]], "has a step 'Metaspace', expected"),
+    "no object": ([5], "has a step 5, expected"),
+    "no name": ([{"type": ["x"] * 1000}], "has a step ."),
+    "many": ([*whole("")[1:]] * 1000, "has more than 64 steps"),
+}
+
+
+@pytest.mark.parametrize(("steps", "message"), BAD_STEPS.values(), ids=BAD_STEPS)
+def test_what_no_byte_level_vocabulary_has_is_refused(steps: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^tokenizer\.json: its pre-tokenizer {message}") as error:
         pre_name(tokenizer_json(steps))
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("cuts", list(PRE_NAMES), ids=list(PRE_NAMES.values()))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..tokenizer.carried import CARRIED, step_kinds
 from ..tokenizer.vocab import EMBEDDED_KEY
 from .files import GENERATION
 from .json_file import parse_json, passed_over, read_json, read_side_json
@@ -107,18 +108,20 @@ def tokenizer_kv(
     files[GENERATION] = read_side_json(folder / GENERATION) if generation is None else generation
     fast = files.get("tokenizer.json")
     where = str(folder / ("tokenizer.json" if fast else "tokenizer.model"))
-    vocabulary = _Vocabulary.empty(where, n_vocab)
+    vocabulary, carried = _Vocabulary.empty(where, n_vocab), dict[str, Any]()
     if (folder / "tokenizer.model").exists() and not (fast and _is_byte_level(fast)):
         dummy_prefix = _fill_from_sentencepiece(vocabulary, folder / "tokenizer.model", files, architecture)
         kv: dict[str, Any] = {"model": "llama", "pre": "default", "add_space_prefix": dummy_prefix}
     elif fast:
         kv = _json_kv(vocabulary, fast)
+        if kv.get("pre") == CARRIED:
+            carried[EMBEDDED_KEY] = (folder / "tokenizer.json").read_text("utf-8")
     else:
         return {}
     kv |= _tokens_kv(vocabulary, scored=kv["model"] == "llama")
     kv |= _special_kv(files, vocabulary)
     _space_prefix(kv, files, architecture)
-    return {f"tokenizer.ggml.{key}": value for key, value in kv.items()} | _template_kv(folder, files)
+    return {f"tokenizer.ggml.{key}": value for key, value in kv.items()} | carried | _template_kv(folder, files)
 
 
 def embedded_tokenizer_kv(kv: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,12 +264,16 @@ def _puts_space_before(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def pre_name(tokenizer: Mapping[str, Any], where: str = "tokenizer.json") -> str:
-    """GGUF's name (tokenizer.ggml.pre) for how a byte-level tokenizer.json cuts text into words; ValueError if none."""
-    cuts = tuple(_cuts(_part(tokenizer, "pre_tokenizer")))
+    """GGUF's name (tokenizer.ggml.pre) for how a byte-level tokenizer.json cuts text into words.
+
+    CARRIED where there is none, so that it is carried as it is; ValueError for what no byte-level vocabulary has.
+    """
+    kinds = step_kinds(tokenizer, where)
+    if kinds.index("ByteLevel") < len(kinds) - 1:
+        # What follows cuts letters that stand for bytes, which no name says.
+        return CARRIED
     names = PRE_NAMES_IGNORING_MERGES if _part(tokenizer, "model").get("ignore_merges") else PRE_NAMES
-    if cuts not in names:
-        raise ValueError(f"{where}: there is no name for its pre-tokenizer, which cuts by {list(cuts)}")
-    return names[cuts]
+    return names.get(tuple(_cuts(_part(tokenizer, "pre_tokenizer"))), CARRIED)
 
 
 def _cuts(node: Mapping[str, Any]) -> list[str]:
@@ -274,7 +281,7 @@ def _cuts(node: Mapping[str, Any]) -> list[str]:
     kind = node.get("type")
     if kind == "Sequence" and isinstance(node.get("pretokenizers"), list):
         return [cut for part in node["pretokenizers"] if isinstance(part, dict) for cut in _cuts(part)]
-    if kind == "ByteLevel":
+    if kind == "ByteLevel" and not node.get("add_prefix_space"):
         return [GPT2] if node.get("use_regex", True) else []
     if kind == "Digits" and node.get("individual_digits"):
         return [DIGIT]

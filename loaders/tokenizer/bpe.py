@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from tokenizers import Regex, Tokenizer, models
 from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers.pre_tokenizers import PreTokenizer as LibraryPreTokenizer
 from tokenizers.pre_tokenizers import Sequence as Steps
 
 from ..quote import quoted
 from .byte_letters import LETTERS
+from .carried import library_steps
 from .kv import KV, read_strings
 from .library import encode_texts, guarded
 from .pretokenizers import PreTokenizer
@@ -51,6 +53,8 @@ class BPE:
         return ids
 
     def kept(self, text: str) -> int:
+        if self._pre.carried:
+            return 0  # its steps may drop any part of a text
         if self._pre.raw_utf8:
             # Letters that are no tokens may be dropped, and the whitespace model drops spaces and changes letters.
             return 0 if self._drop_spaces else sum(map(self._single.__contains__, text))
@@ -77,7 +81,9 @@ class BPE:
         return [[i for i in ids if i != self._unknown] for ids in encoded] if self._may_drop else encoded
 
 
-def _steps(pre: PreTokenizer) -> Steps:
+def _steps(pre: PreTokenizer) -> LibraryPreTokenizer:
+    if pre.carried:
+        return library_steps(pre.carried)
     splits = [Split(Regex(pattern), "isolated") for pattern in pre.splits]
     return Steps(splits if pre.raw_utf8 else [*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
 

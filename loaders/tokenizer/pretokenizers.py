@@ -107,6 +107,7 @@ class PreTokenizer:
     says no. bos_by_default: False drops the default id of that token.
     raw_utf8: tokens are text with U+2581 for a space and <0x0A> for lone bytes, not GPT-2's byte alphabet.
     escape_spaces: a space in the text becomes U+2581. newline_tokens: a run of newlines that is a token is one.
+    carried: the steps as a tokenizer.json has them (carried.py), in place of splits.
     """
 
     names: tuple[str, ...]
@@ -121,6 +122,7 @@ class PreTokenizer:
     raw_utf8: bool = False
     escape_spaces: bool = False
     newline_tokens: bool = False
+    carried: str = ""
 
 
 PRE_TOKENIZERS = (

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from ..quote import quoted
+from .carried import CARRIED, carried_pre_tokenizer
 from .eog import SPECIAL, Attr, find_eog, find_roles
 from .kv import KV, read_bool, read_int, read_numbers, read_str, read_strings
 from .pretokenizers import PreTokenizer, pre_tokenizer
@@ -141,7 +142,7 @@ def _model_rules(kv: KV) -> tuple[str, Rules, PreTokenizer | None]:
         raise ValueError(f"{found}; supported: {', '.join(sorted(MODELS))}")
     rules, pre = MODELS[model], None
     if rules.kind == "bpe":
-        pre = pre_tokenizer(rules.pre or read_str(kv, PREFIX + "pre"))
+        pre = pre_tokenizer(rules.pre) if rules.pre else _pre_tokenizer(kv)
         rules = _with_pre_tokenizer(rules, pre)
     lowercase = read_bool(kv, PREFIX + "normalizer.lowercase", rules.lowercase)
     rules = replace(
@@ -155,6 +156,19 @@ def _model_rules(kv: KV) -> tuple[str, Rules, PreTokenizer | None]:
         strip_accents=read_bool(kv, PREFIX + "normalizer.strip_accents", lowercase),
     )
     return model, replace(rules, add_bos=True) if pre and pre.force_bos else rules, pre
+
+
+def _pre_tokenizer(kv: KV) -> PreTokenizer:
+    """By its name, or that of the tokenizer.json in the metadata where they ask for it or give no name."""
+    name = read_str(kv, PREFIX + "pre")
+    if name not in ("", CARRIED) or EMBEDDED_KEY not in kv:
+        return pre_tokenizer(name)
+    from ..hf.json_file import parse_json
+    from ..hf.tokenizer import pre_name
+
+    tokenizer = parse_json(read_str(kv, EMBEDDED_KEY).encode("utf-8", "surrogateescape"), EMBEDDED_KEY)
+    found = pre_name(tokenizer, EMBEDDED_KEY)
+    return carried_pre_tokenizer(tokenizer, EMBEDDED_KEY) if found == CARRIED else pre_tokenizer(found)
 
 
 def _with_pre_tokenizer(rules: Rules, pre: PreTokenizer) -> Rules:
