@@ -244,6 +244,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-r", "--repetitions", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, help="one per physical core without it")
     parser.add_argument("--dequantize", choices=("auto", "on", "off"), default="auto", help="naiad's option")
+    parser.add_argument("--cpu-isa", help="naiad's option; llama.cpp's instructions are those that it was built with")
     parser.add_argument("--only-naiad", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--quick", action="store_true", help="small tests, once or twice")
     parser.add_argument("--json", type=Path, help="write the results there, too; anew after every file")
@@ -265,7 +266,7 @@ def main() -> None:
         files = model_files(arguments)
     except ValueError as error:
         parser.error(str(error))
-    options = {"n_threads": n_threads, "dequantize": arguments.dequantize}
+    options = {"n_threads": n_threads, "dequantize": arguments.dequantize, "cpu_isa": arguments.cpu_isa}
     results: Json = {"cpu": cpu_name(), "threads": n_threads, "versions": versions(), "repetitions": repetitions}
     print(f"{results['cpu']}, {n_threads} threads, " + ", ".join(" ".join(v) for v in results["versions"].items()))
     results |= {"sizes": asdict(sizes), "models": []}

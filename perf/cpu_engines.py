@@ -42,13 +42,16 @@ class Engine(Protocol):
 class Naiad:
     """The decoder on pages of its own, in steps as the engine makes them. logits: those of the last step."""
 
-    def __init__(self, path: str, n_threads: int, n_ctx: int, n_seqs: int, dequantize: str) -> None:
+    def __init__(
+        self, path: str, n_threads: int, n_ctx: int, n_seqs: int, dequantize: str, cpu_isa: str | None = None
+    ) -> None:
         from naiad import LLM
         from naiad.runtime.cache import PagedCache, cache_groups
         from naiad.runtime.engine.build import N_BATCH
         from naiad.runtime.engine.pages import PAGE_SIZE
 
-        self.llm = LLM(path, device="cpu", n_threads=n_threads, n_ctx=n_ctx, max_seqs=1, dequantize=dequantize)
+        form: Json = {"dequantize": dequantize, "cpu_isa": cpu_isa}
+        self.llm = LLM(path, device="cpu", n_threads=n_threads, n_ctx=n_ctx, max_seqs=1, **form)
         self.n_batch, self.length, self.n_vocab = N_BATCH, 0, self.llm.decoder.n_vocab
         self.n_pages = -(-n_ctx // PAGE_SIZE)
         self.n_groups = len(cache_groups(self.llm.decoder.config))
@@ -56,7 +59,8 @@ class Naiad:
         types, n_pages = self.llm.memory.options, [1 + n_seqs * self.n_pages] * self.n_groups
         self.cache = PagedCache(self.llm.decoder.config, devices, types.k_type, types.v_type, n_pages)
         self.cache_bytes = self.cache.n_bytes
-        self.about = self.llm.plan.describe(self.llm.decoder.config)[-1]
+        backends = " and ".join(line for ops in self.llm.decoder.output_ops.backends for line in ops.describe())
+        self.about = f"{backends}; {self.llm.plan.describe(self.llm.decoder.config)[-1]}"
 
     def add(self, tokens: list[list[int]]) -> None:
         for step in self._steps(tokens):
@@ -98,7 +102,9 @@ class Naiad:
 class LlamaCpp:
     """llama.cpp's C interface with llama-bench's defaults."""
 
-    def __init__(self, path: str, n_threads: int, n_ctx: int, n_seqs: int, dequantize: str) -> None:
+    def __init__(
+        self, path: str, n_threads: int, n_ctx: int, n_seqs: int, dequantize: str, cpu_isa: str | None = None
+    ) -> None:
         import llama_cpp
 
         self.api = llama_cpp

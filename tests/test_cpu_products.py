@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -332,6 +333,31 @@ OTHER_ISAS = [
 @pytest.mark.parametrize(("name", "isa"), OTHER_ISAS)
 def test_other_instruction_sets(name: str, isa: str) -> None:
     check_exact(format_by_name(name), isa=isa)
+
+
+# Those whose sums are as large as their number of bits allows.
+NARROW = [fmt for fmt in FORMATS if re.fullmatch("Q[2-8]_[01K]|IQ4_..|MXFP4", fmt.name)]
+
+
+@pytest.mark.parametrize("isa", [isa for isa in runnable_isas() if isa in (OWN, "avx2")])
+@pytest.mark.parametrize("fmt", NARROW, ids=ids)
+def test_extreme_codes_do_not_overflow(fmt: Format, isa: str) -> None:
+    """All weights at the end of their range, all activations 127 or -127: the largest sums that there can be."""
+    n_in = odd_width(fmt)
+    rows = random_rows(fmt, N_OUT, n_in, exact=True).view(N_OUT, -1, fmt.type_size)
+    start = 0
+    for field in fmt.fields:
+        if field.name in ("qs", "ql", "qh", "hmask", "scales"):
+            for row, byte in ((0, 0xFF), (1, 0x00), (2, 0x80), (3, 0x7F)):
+                rows[row::4, :, start : start + field.n_bytes] = byte
+        start += field.n_bytes
+    rows = rows.view(N_OUT, -1)
+    weights = Weights(fmt, N_OUT, n_in, packed(rows[None], fmt, n_in), dequantize(rows, fmt))
+    x = torch.full((4, n_in), 127.0)
+    x[1] = -127
+    x[2, ::2] = -127
+    x[3, 1::3] = -127
+    assert error(multiplied(weights, x, isa=isa), twin(weights, x)) < 1e-6
 
 
 def test_own_columns_are_tested() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from .atomics import next_task
 from .kernel import kernel, kernel_family
 from .language import LANES, inline
+from .records import RECORD, SCALE, SCALED_SUMS, SUMS
 from .scalars import number, square_root, store_float, store_int32
-from .sinks import RECORD, SCALE, SCALED_SUMS, SUMS
 from .vectors import (
     all_floats,
     exp,

@@ -6,101 +6,115 @@ field f of a tile begins at 16 times its offset in the block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import llvmlite.ir as ir
+
+from ...quant.codebooks import E2M1_VALUES, IQ4_VALUES
 from . import decode_codebooks as codebooks
 from . import decode_small as small
 from .language import LANES, inline
-from .sinks import FULL, RECORD, Sink
+from .records import FULL, RECORD
+from .sinks import Sink
+from .spans import Codes, Words
 from .vectors import as_floats, load_bytes, load_halves, load_shorts, load_signed_bytes, load_words, to_floats
-from .words import (
-    BITS,
-    CRUMBS,
-    NIBBLES,
-    SIXES,
-    W2,
-    W4,
-    W8,
-    Decoder,
-    W,
-    byte_of,
-    e2m1_table,
-    field_of_words,
-    full_words,
-    iq4_table,
-    looked_up,
-    low_nibbles,
-    spread_bits,
-    with_high_bits,
-)
+from .words import BITS, CRUMBS, NIBBLES, SIXES, W2, W4, W8, Decoder, W, byte_of, four_bits
+
+# ---- blocks of 32 weights ----
+
+
+def nibble(words: Words, word: int, group: int) -> ir.Value:
+    """Of the first 16 of 32 weights in 4 words, their low nibbles; of the others, the high ones."""
+    return words.field(words.load(0, word & 3), word & 4, 15 * BITS)
+
+
+def five_bits(words: Words, word: int, group: int) -> ir.Value:
+    """The same with a fifth bit: bit i of another word for weight i."""
+    high = words.b.shl(four_bits(words.b, words.load(1, 0), 4 * word), words.value(4))
+    return words.b.or_(nibble(words, word, group), high)
+
+
+# The words of nibbles are loaded once for two words of weights.
+BY_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def full_codes(n: int) -> Codes:
+    """n groups of 8 signed bits."""
+    return Codes(lambda words, word, group: words.full(words.load(0, 8 * group + word)), n, FULL, 128)
+
+
+def iq4_codes(values: Sequence[int]) -> Codes:
+    def emit(words: Words, word: int, group: int) -> ir.Value:
+        return words.looked_up(values, nibble(words, word, group))
+
+    return Codes(emit, 1, FULL, max(map(abs, values)), BY_NIBBLES)
 
 
 def q4_0(sink: Sink) -> Decoder:
-    group = sink.group
+    span = sink.span(Codes(nibble, 1, 8, 15, BY_NIBBLES))
 
     @inline
     def decode(state, tile, at, to):
-        return group(state, at, to, low_nibbles(tile + 32), load_halves(tile), 8)
+        return span(state, at, to, (tile + 32,), (load_halves(tile),))
 
     return decode
 
 
 def q4_1(sink: Sink) -> Decoder:
-    group, offset = sink.group, sink.offset
+    span, offset = sink.span(Codes(nibble, 1, 0, 15, BY_NIBBLES)), sink.offset
 
     @inline
     def decode(state, tile, at, to):
-        state = group(state, at, to, low_nibbles(tile + 64), load_halves(tile), 0)
+        state = span(state, at, to, (tile + 64,), (load_halves(tile),))
         return offset(state, at, to, load_halves(tile + 32) * -1.0)
 
     return decode
 
 
 def q5_0(sink: Sink) -> Decoder:
-    group = sink.group
+    span = sink.span(Codes(five_bits, 1, 16, 31, BY_NIBBLES))
 
     @inline
     def decode(state, tile, at, to):
-        codes = with_high_bits(low_nibbles(tile + 96), spread_bits(load_words(tile + 32)), 4)
-        return group(state, at, to, codes, load_halves(tile), 16)
+        return span(state, at, to, (tile + 96, tile + 32), (load_halves(tile),))
 
     return decode
 
 
 def q5_1(sink: Sink) -> Decoder:
-    group, offset = sink.group, sink.offset
+    span, offset = sink.span(Codes(five_bits, 1, 0, 31, BY_NIBBLES)), sink.offset
 
     @inline
     def decode(state, tile, at, to):
-        codes = with_high_bits(low_nibbles(tile + 128), spread_bits(load_words(tile + 64)), 4)
-        state = group(state, at, to, codes, load_halves(tile), 0)
+        state = span(state, at, to, (tile + 128, tile + 64), (load_halves(tile),))
         return offset(state, at, to, load_halves(tile + 32) * -1.0)
 
     return decode
 
 
 def q8_0(sink: Sink) -> Decoder:
-    group = sink.group
+    span = sink.span(full_codes(1))
 
     @inline
     def decode(state, tile, at, to):
-        return group(state, at, to, full_words(tile + 32), load_halves(tile), FULL)
+        return span(state, at, to, (tile + 32,), (load_halves(tile),))
 
     return decode
 
 
 def iq4_nl(sink: Sink) -> Decoder:
-    group = sink.group
+    span = sink.span(iq4_codes(IQ4_VALUES))
 
     @inline
     def decode(state, tile, at, to):
-        return group(state, at, to, looked_up(iq4_table(), low_nibbles(tile + 32)), load_halves(tile), FULL)
+        return span(state, at, to, (tile + 32,), (load_halves(tile),))
 
     return decode
 
 
 def mxfp4(sink: Sink) -> Decoder:
-    group = sink.group
+    span = sink.span(iq4_codes(E2M1_VALUES))
 
     @inline
     def decode(state, tile, at, to):
@@ -108,34 +122,39 @@ def mxfp4(sink: Sink) -> Decoder:
         e = load_bytes(tile)
         half = e >> 1
         scale = as_floats((half + 63) << 23) * as_floats((e - half + 63) << 23)
-        return group(state, at, to, looked_up(e2m1_table(), low_nibbles(tile + 16)), scale, FULL)
+        return span(state, at, to, (tile + 16,), (scale,))
 
     return decode
 
 
-# Shifts by numbers that are known while compiling take half as long: groups that differ in them are written out.
+# ---- blocks of 256 weights, whose groups share words ----
+
+
+def crumb(words: Words, word: int, group: int) -> ir.Value:
+    return words.field(words.load(0, word), 2 * group, 3 * BITS)
 
 
 def q2_k(sink: Sink) -> Decoder:
-    halves, offsets = sink.halves, sink.offsets
+    span, offsets = sink.span(Codes(crumb, 4, 0, 3)), sink.offsets
 
     @inline
-    def group(state, at, to, d, dmin, pair, q, shift):
-        """Scales of 16 weights are bytes: two to a group of 32, four to a word."""
-        scales = d * to_floats(pair & 15), d * to_floats((pair >> 8) & 15)
-        state = halves(state, at, to, field_of_words(q, shift, CRUMBS), scales, 0)
-        return offsets(state, at, to, (dmin * to_floats((pair >> 4) & 15), dmin * to_floats((pair >> 12) & 15)))
+    def scales(d, pair):
+        """Of two times 16 weights: bytes, whose high nibbles are for the minima."""
+        return d * to_floats(pair & 15), d * to_floats((pair >> 8) & 15)
 
     @inline
     def decode(state, tile, at, to):
         d, dmin = load_halves(tile + 1280), load_halves(tile + 1312)
         q = tile + 256
         for _ in range(2):
-            first, second = load_words(tile), load_words(tile + W)
-            state = group(state, at, to, d, dmin, first, q, 0)
-            state = group(state, at + RECORD, to, d, dmin, first >> 16, q, 2)
-            state = group(state, at + 2 * RECORD, to, d, dmin, second, q, 4)
-            state = group(state, at + 3 * RECORD, to, d, dmin, second >> 16, q, 6)
+            a, b = load_words(tile), load_words(tile + W)
+            found = scales(d, a) + scales(d, a >> 16) + scales(d, b) + scales(d, b >> 16)
+            state = span(state, at, to, (q,), found)
+            a, b = a >> 4, b >> 4
+            state = offsets(state, at, to, scales(dmin, a))
+            state = offsets(state, at + RECORD, to, scales(dmin, a >> 16))
+            state = offsets(state, at + 2 * RECORD, to, scales(dmin, b))
+            state = offsets(state, at + 3 * RECORD, to, scales(dmin, b >> 16))
             tile, q, at = tile + W2, q + W8, at + 4 * RECORD
         return state
 
@@ -143,30 +162,33 @@ def q2_k(sink: Sink) -> Decoder:
 
 
 def q3_k(sink: Sink) -> Decoder:
-    halves = sink.halves
+    def codes(first: int) -> Codes:
+        def emit(words: Words, word: int, group: int) -> ir.Value:
+            high = words.field(words.load(1, word), first + group, BITS, up=2)
+            return words.b.or_(crumb(words, word, group), high)
+
+        return Codes(emit, 4, 4, 7)
+
+    spans = sink.span(codes(0)), sink.span(codes(4))
+    first_span, second_span = spans
 
     @inline
-    def group(state, at, to, d, pair, q, shift, mask, bit):
-        scales = d * to_floats((pair & 255) - 32), d * to_floats(((pair >> 8) & 255) - 32)
-        codes = with_high_bits(field_of_words(q, shift, CRUMBS), field_of_words(mask, bit, BITS), 2)
-        return halves(state, at, to, codes, scales, 4)
+    def scales(d, pair):
+        return d * to_floats((pair & 255) - 32), d * to_floats(((pair >> 8) & 255) - 32)
 
     @inline
-    def half(state, at, to, d, tile, n):
+    def all_scales(d, tile, n):
         """Scale j: a nibble of byte j % 8, and on top two bits of byte 8 + j % 4."""
-        tops, q = load_words(tile + 1536 + W2) >> (4 * n), tile + 512 + W8 * n
-        first = ((load_words(tile + 1536) >> (4 * n)) & NIBBLES) | ((tops & CRUMBS) << 4)
-        second = ((load_words(tile + 1536 + W) >> (4 * n)) & NIBBLES) | (((tops >> 2) & CRUMBS) << 4)
-        state = group(state, at, to, d, first, q, 0, tile, 4 * n)
-        state = group(state, at + RECORD, to, d, first >> 16, q, 2, tile, 4 * n + 1)
-        state = group(state, at + 2 * RECORD, to, d, second, q, 4, tile, 4 * n + 2)
-        return group(state, at + 3 * RECORD, to, d, second >> 16, q, 6, tile, 4 * n + 3)
+        tops = load_words(tile + 1536 + W2) >> (4 * n)
+        a = ((load_words(tile + 1536) >> (4 * n)) & NIBBLES) | ((tops & CRUMBS) << 4)
+        b = ((load_words(tile + 1536 + W) >> (4 * n)) & NIBBLES) | (((tops >> 2) & CRUMBS) << 4)
+        return scales(d, a) + scales(d, a >> 16) + scales(d, b) + scales(d, b >> 16)
 
     @inline
     def decode(state, tile, at, to):
         d = load_halves(tile + 1728)
-        state = half(state, at, to, d, tile, 0)
-        return half(state, at + 4 * RECORD, to, d, tile, 1)
+        state = first_span(state, at, to, (tile + 512, tile), all_scales(d, tile, 0))
+        return second_span(state, at + 4 * RECORD, to, (tile + 512 + W8, tile), all_scales(d, tile, 1))
 
     return decode
 
@@ -183,8 +205,12 @@ def six_bit_scales(tile):
     )
 
 
+def nibble_of_two(words: Words, word: int, group: int) -> ir.Value:
+    return words.field(words.load(0, word), 4 * group, 15 * BITS)
+
+
 def q4_k(sink: Sink) -> Decoder:
-    group, offset = sink.group, sink.offset
+    span, offset = sink.span(Codes(nibble_of_two, 2, 0, 15)), sink.offset
 
     @inline
     def decode(state, tile, at, to):
@@ -194,9 +220,8 @@ def q4_k(sink: Sink) -> Decoder:
         for i in range(4):
             if i == 2:
                 scales, minima = more_scales, more_minima
-            state = group(state, at, to, field_of_words(q, 0, NIBBLES), d * byte_of(scales, 0), 0)
+            state = span(state, at, to, (q,), (d * byte_of(scales, 0), d * byte_of(scales, 1)))
             state = offset(state, at, to, dmin * byte_of(minima, 0))
-            state = group(state, at + RECORD, to, field_of_words(q, 4, NIBBLES), d * byte_of(scales, 1), 0)
             state = offset(state, at + RECORD, to, dmin * byte_of(minima, 1))
             scales, minima = scales >> 16, minima >> 16
             q += W8
@@ -207,48 +232,61 @@ def q4_k(sink: Sink) -> Decoder:
 
 
 def q5_k(sink: Sink) -> Decoder:
-    group, offset = sink.group, sink.offset
+    offset = sink.offset
+
+    def span_of(pair: int) -> Any:
+        def emit(words: Words, word: int, group: int) -> ir.Value:
+            high = words.field(words.load(1, word), 2 * pair + group, BITS, up=4)
+            return words.b.or_(nibble_of_two(words, word, group), high)
+
+        return sink.span(Codes(emit, 2, 0, 31))
+
+    first, second, third, fourth = (span_of(pair) for pair in range(4))
 
     @inline
-    def pair(state, at, to, d, dmin, scales, minima, q, high, n):
-        codes = with_high_bits(field_of_words(q, 0, NIBBLES), field_of_words(high, 2 * n, BITS), 4)
-        state = group(state, at, to, codes, d * byte_of(scales, 0), 0)
+    def offset_pair(state, at, to, dmin, minima):
         state = offset(state, at, to, dmin * byte_of(minima, 0))
-        codes = with_high_bits(field_of_words(q, 4, NIBBLES), field_of_words(high, 2 * n + 1, BITS), 4)
-        state = group(state, at + RECORD, to, codes, d * byte_of(scales, 1), 0)
         return offset(state, at + RECORD, to, dmin * byte_of(minima, 1))
 
     @inline
     def decode(state, tile, at, to):
         d, dmin = load_halves(tile), load_halves(tile + 32)
-        scales, more_scales, minima, more_minima = six_bit_scales(tile + 64)
+        a, b, c, e = six_bit_scales(tile + 64)
         high, q = tile + 256, tile + 256 + W8
-        state = pair(state, at, to, d, dmin, scales, minima, q, high, 0)
-        state = pair(state, at + 2 * RECORD, to, d, dmin, scales >> 16, minima >> 16, q + W8, high, 1)
-        state = pair(state, at + 4 * RECORD, to, d, dmin, more_scales, more_minima, q + 2 * W8, high, 2)
-        return pair(state, at + 6 * RECORD, to, d, dmin, more_scales >> 16, more_minima >> 16, q + 3 * W8, high, 3)
+        state = first(state, at, to, (q, high), (d * byte_of(a, 0), d * byte_of(a, 1)))
+        state = offset_pair(state, at, to, dmin, c)
+        at, q = at + 2 * RECORD, q + W8
+        state = second(state, at, to, (q, high), (d * byte_of(a, 2), d * byte_of(a, 3)))
+        state = offset_pair(state, at, to, dmin, c >> 16)
+        at, q = at + 2 * RECORD, q + W8
+        state = third(state, at, to, (q, high), (d * byte_of(b, 0), d * byte_of(b, 1)))
+        state = offset_pair(state, at, to, dmin, e)
+        at, q = at + 2 * RECORD, q + W8
+        state = fourth(state, at, to, (q, high), (d * byte_of(b, 2), d * byte_of(b, 3)))
+        return offset_pair(state, at, to, dmin, e >> 16)
 
     return decode
 
 
 def q6_k(sink: Sink) -> Decoder:
-    halves = sink.halves
+    def emit(words: Words, word: int, group: int) -> ir.Value:
+        low = words.field(words.load(0, 8 * (group & 1) + word), 4 * (group >> 1), 15 * BITS)
+        return words.b.or_(low, words.field(words.load(1, word), 2 * group, 3 * BITS, up=4))
+
+    span = sink.span(Codes(emit, 4, 32, 63))
 
     @inline
-    def group(state, at, to, d, scales, low, low_shift, high, high_shift):
-        pair = d * to_floats(load_signed_bytes(scales)), d * to_floats(load_signed_bytes(scales + LANES))
-        codes = with_high_bits(field_of_words(low, low_shift, NIBBLES), field_of_words(high, high_shift, CRUMBS), 4)
-        return halves(state, at, to, codes, pair, 32)
+    def two(d, scales):
+        return d * to_floats(load_signed_bytes(scales)), d * to_floats(load_signed_bytes(scales + LANES))
 
     @inline
     def decode(state, tile, at, to):
         d = load_halves(tile + 3328)
         low, high, scales = tile, tile + 2048, tile + 3072
         for _ in range(2):
-            state = group(state, at, to, d, scales, low, 0, high, 0)
-            state = group(state, at + RECORD, to, d, scales + 2 * LANES, low + W8, 0, high, 2)
-            state = group(state, at + 2 * RECORD, to, d, scales + 4 * LANES, low, 4, high, 4)
-            state = group(state, at + 3 * RECORD, to, d, scales + 6 * LANES, low + W8, 4, high, 6)
+            first = two(d, scales) + two(d, scales + 2 * LANES)
+            last = two(d, scales + 4 * LANES) + two(d, scales + 6 * LANES)
+            state = span(state, at, to, (low, high), first + last)
             low, high, scales, at = low + 2 * W8, high + W8, scales + 8 * LANES, at + 4 * RECORD
         return state
 
@@ -256,7 +294,7 @@ def q6_k(sink: Sink) -> Decoder:
 
 
 def iq4_xs(sink: Sink) -> Decoder:
-    group = sink.group
+    span = sink.span(iq4_codes(IQ4_VALUES))
 
     @inline
     def decode(state, tile, at, to):
@@ -264,7 +302,7 @@ def iq4_xs(sink: Sink) -> Decoder:
         q = tile + 128
         for _ in range(8):
             scale = d * to_floats(((lows & 15) | ((tops & 3) << 4)) - 32)
-            state = group(state, at, to, looked_up(iq4_table(), low_nibbles(q)), scale, FULL)
+            state = span(state, at, to, (q,), (scale,))
             lows, tops = lows >> 4, tops >> 2
             q += W4
             at += RECORD

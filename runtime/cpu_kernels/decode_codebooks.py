@@ -13,7 +13,8 @@ from numba.core import cgutils
 from ...quant.codebooks import grid
 from .instructions import emit_entries
 from .language import INTS, const, inline, ints, op
-from .sinks import FULL, RECORD, Sink
+from .records import FULL, RECORD
+from .sinks import Sink
 from .vectors import load_halves, load_words, low_half, table, to_floats
 from .words import BITS, EIGHT, FOUR, W2, Decoder, W, biased, four_bits
 

@@ -7,7 +7,8 @@ from numba import types
 from numba.core import cgutils
 
 from .language import I32, INTS, const, inline, ints, op, splat
-from .sinks import FULL, RECORD, Sink
+from .records import FULL, RECORD
+from .sinks import Sink
 from .vectors import as_floats, load_floats, load_halves, load_words, to_floats
 from .words import (
     CRUMBS,

@@ -23,6 +23,11 @@ class Isa:
     needs: tuple[str, ...] = ()
 
     @property
+    def lanes(self) -> int:
+        """Numbers of 32 bits that a register holds."""
+        return {"avx512vnni": 16, "avxvnni": 8, "avx2": 8, "neon": 4, "generic": 16}[self.dot]
+
+    @property
     def unsigned(self) -> bool:
         """Whether codes of 8 bits are multiplied as unsigned numbers, 128 more than they stand for."""
         return self.dot in ("avx512vnni", "avxvnni")

@@ -87,7 +87,8 @@ def call(b: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value, fastmath:
 
 
 def fused(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    return call(b, "llvm.fma.v16f32" if x.type == FLOATS else "llvm.fma.f32", x.type, x, y, z)
+    name = f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
+    return call(b, f"llvm.fma.{name}", x.type, x, y, z)
 
 
 def parts(b: ir.IRBuilder, vector: ir.Value, n: int) -> list[ir.Value]:

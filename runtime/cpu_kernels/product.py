@@ -14,8 +14,9 @@ from .atomics import next_task
 from .decode import DECODERS
 from .kernel import kernel_family
 from .language import LANES, inline
+from .records import RECORD
 from .scalars import prefetch
-from .sinks import DOT, RECORD, add_sums, load_sums, multiply_floats, no_sums, rows_of, scale_sums, store_sums
+from .sinks import DOT, add_sums, load_sums, multiply_floats, no_sums, rows_of, scale_sums, store_sums
 from .vectors import as_floats, load_floats, load_halves, load_shorts
 
 FLOAT_LOADS = {

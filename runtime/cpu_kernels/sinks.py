@@ -19,22 +19,18 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .instructions import emit_dot
-from .language import F32, FLOATS, I32, I64, INTS, const, current_isa, floats, fused, load, splat, store
-
-# Of 8-bit codes: 128 where they are multiplied as unsigned numbers, else 0.
-FULL = -1
-
-# An activation record: 32 codes, their scale, minus the sums of codes (first half, second half, all), and the same
-# times the scale.
-RECORD, SCALE, SUMS, SCALED_SUMS = 64, 32, 36, 48
+from .language import F32, FLOATS, I32, I64, INTS, LANES, const, current_isa, floats, fused, load, splat, store
+from .records import FULL, RECORD, SCALE, SCALED_SUMS, SUMS
+from .spans import WORDS, Codes, Words, dot_span
 
 
 @dataclass(frozen=True, slots=True)
 class Sink:
     """group(state, at, to, codes, scale, zero): 32 weights with one scale. halves(state, at, to, codes, scales, zero):
     with a scale for each 16. offset(state, at, to, minimum) and offsets(state, at, to, minima): what is subtracted.
-    All return the new state."""
+    span(codes): see spans.py. All return the new state."""
 
+    span: Callable[[Codes], Any]
     group: Callable[..., Any]
     halves: Callable[..., Any]
     offset: Callable[..., Any]
@@ -43,7 +39,7 @@ class Sink:
 
 def _zero(zero: Any) -> tuple[int, bool]:
     """The number that stands for 0, and whether codes are signed."""
-    value: int = zero.literal_value
+    value: int = zero if isinstance(zero, int) else zero.literal_value
     if value != FULL:
         return value, False
     return (128, False) if current_isa().unsigned else (0, True)
@@ -144,7 +140,7 @@ def _dot_offsets(context: Any, state: Any, at: Any, to: Any, minima: Any) -> Any
 
 
 # State: a sum (floats) for each column. to: the columns' activations, an address each.
-DOT = Sink(_dot_group, _dot_halves, _dot_offset, _dot_offsets)
+DOT = Sink(dot_span, _dot_group, _dot_halves, _dot_offset, _dot_offsets)
 
 
 def _stored(
@@ -160,6 +156,25 @@ def _stored(
             code = b.ashr(code, const(INTS, 24)) if signed else b.lshr(code, const(INTS, 24))
             number = b.fmul(b.sitofp(b.sub(code, const(INTS, value)), FLOATS), scale)
             store(b, number, b.add(out, b.mul(I64(4 * i + byte), stride)))
+
+
+def _store_span(codes: Codes) -> Any:
+    @intrinsic
+    def span(context: Any, state: Any, at: Any, to: Any, places: Any, scales: Any) -> Any:
+        n_halves = scales.count // codes.groups
+
+        def code(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+            words = Words(b, cgutils.unpack_tuple(b, args[3]), LANES, 0)
+            factors = cgutils.unpack_tuple(b, args[4])
+            for g in range(codes.groups):
+                found = [codes.emit(words, word, g) for word in range(WORDS)]
+                own = factors[n_halves * g : n_halves * (g + 1)]
+                _stored(b, b.add(args[1], I64(RECORD * g)), args[2], found, own, codes.zero)
+            return args[0]
+
+        return state(state, at, to, places, scales), code
+
+    return span
 
 
 @intrinsic(prefer_literal=True)
@@ -215,7 +230,7 @@ def _store_offsets(context: Any, state: Any, at: Any, to: Any, minima: Any) -> A
 
 
 # Weight k of the 16 rows goes to out + k * stride, where to is (out, stride); the state is any number.
-STORE = Sink(_store_group, _store_halves, _store_offset, _store_offsets)
+STORE = Sink(_store_span, _store_group, _store_halves, _store_offset, _store_offsets)
 
 
 @intrinsic(prefer_literal=True)

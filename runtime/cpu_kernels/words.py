@@ -67,8 +67,9 @@ def _nibbles(b: ir.IRBuilder, words: Sequence[ir.Value]) -> list[ir.Value]:
 def four_bits(b: ir.IRBuilder, bits: ir.Value, first: int = 0) -> ir.Value:
     """Four bits of each lane, from `first` on, as bytes 0 or 1."""
     # Times 1 + 2^7 + 2^14 + 2^21, bit i comes to lie at 8 i.
-    bits = b.and_(b.lshr(bits, const(INTS, first)), const(INTS, 15))
-    return b.and_(b.mul(bits, const(INTS, 0x00204081)), const(INTS, BITS))
+    kind = bits.type
+    bits = b.and_(b.lshr(bits, const(kind, first)), const(kind, 15))
+    return b.and_(b.mul(bits, const(kind, 0x00204081)), const(kind, BITS))
 
 
 @op(EIGHT, types.intp)
