@@ -17,6 +17,8 @@ from typing import Any
 from .hub_files import choose_gguf, listed, split_parts
 
 LIST_SECONDS = 10.0
+# Longer ones are no files' names.
+MAX_NAME = 1024
 DOWNLOADS = 4
 # What becomes part of a path in the cache: headers of an answer to HEAD.
 PATH_HEADERS = ("ETag", "X-Linked-ETag", "X-Repo-Commit", "X-Xet-Hash")
@@ -93,7 +95,7 @@ def _listing(repo_id: str) -> list[str]:
     siblings = HfApi().model_info(repo_id, timeout=LIST_SECONDS).siblings
     if siblings is None:
         raise OSError("the answer has no list of files")
-    return [sibling.rfilename for sibling in siblings]
+    return [name for sibling in siblings if len(name := sibling.rfilename) <= MAX_NAME]
 
 
 def _download(repo_id: str, name: str) -> Path:

@@ -52,4 +52,4 @@ def listed(names: Sequence[str]) -> str:
     files = sorted(n for n in names if n.endswith((".gguf", ".safetensors")))
     if not files:
         return "no model files at all"
-    return ", ".join(files[:20]) + (f" and {len(files) - 20} more" if len(files) > 20 else "")
+    return ", ".join(name[-80:] for name in files[:20]) + (f" and {len(files) - 20} more" if len(files) > 20 else "")

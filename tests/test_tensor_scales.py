@@ -17,6 +17,7 @@ from naiad.loaders.gguf import GGUFFile
 from naiad.loaders.gguf_write import write_gguf
 from naiad.loaders.open import open_model
 from naiad.loaders.stored import ModelSource, StoredTensor
+from naiad.quant.dequantize import dequantize
 from naiad.quant.formats import F16, F32, format_by_name
 from naiad.runtime.backends.torch import DenseWeight, TorchOps
 from naiad.runtime.decoder import Decoder, build_decoder
@@ -122,6 +123,33 @@ def test_triton_kernels_apply_scales(name: str, rows: str, opened: Open) -> None
     ours = TritonOps(CPU, torch.float32, route="exact", table=table)
     found = logits(built(in_nvfp4(opened(name), decoded=False), ours, exact()), 3)
     assert nmse(found, logits(built(in_nvfp4(opened(name), decoded=True), exact()), 3)) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("route", ["exact", "int8"])
+def test_triton_kernels_take_factors_of_matrices(dtype: torch.dtype, route: Any) -> None:
+    """By themselves: a stack's matrices with a factor each, in 16 bits, and another matrix beside them."""
+    pytest.importorskip("triton")
+    from kernel_cases import DEVICE, random_rows
+
+    from naiad.triton_kernels.linear import Linear
+    from naiad.triton_kernels.weights import PackedWeight
+
+    fmt, torch_random = format_by_name("NVFP4"), torch.Generator().manual_seed(1)
+    rows, factors = random_rows(fmt, 2, 16, 256), torch.tensor([3e-3, -0.25])
+    stack = PackedWeight.pack(rows.to(DEVICE), fmt, (2, 16, 256), factors)
+    plain = PackedWeight.pack(rows[0].to(DEVICE), fmt, (16, 256))
+    numbers = dequantize(rows, fmt).view(2, 16, 256)
+    for i in range(2):
+        assert nmse(stack.expert(i).dense(0, 16, torch.float32).cpu(), numbers[i] * factors[i]) < 1e-12
+    weights = [stack.expert(1), plain, stack.expert(0)]
+    expected = torch.cat([numbers[1] * factors[1], numbers[0], numbers[0] * factors[0]])
+    for n in (1, 40):
+        x = torch.randn(n, 256, generator=torch_random).to(DEVICE, dtype)
+        found = Linear(weights, route=route)(x).cpu().float()
+        assert nmse(found, x.cpu().float() @ expected.T) < 1e-4
+        assert nmse(found[:, :16], x.cpu().float() @ expected[:16].T) < 1e-4
+        assert nmse(found[:, 32:], x.cpu().float() @ expected[32:].T) < 1e-4
 
 
 def test_triton_leaves_scales_of_other_formats_to_torch(opened: Open) -> None:
