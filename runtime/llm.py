@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, cast, overload
 
 import torch
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from .engine.request import QueueFull
 from .engine.vocabulary import Vocabulary
 from .generation import Completion, Generation
 from .memory import MemoryPlan
-from .model import ModelOptions, load_model, read_model_config
+from .model import ModelOptions, Route, load_model, read_model_config
 from .sampling import SamplingParams, recommended_params
 from .threads import ThreadOptions, plan_threads
 
@@ -78,7 +78,7 @@ class LLM:
         flash_attn: str = "auto",
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
-        route: Literal["int8", "exact"] = "int8",
+        route: Route = "int8",
         batch_invariant: bool = False,
         use_mmap: bool = True,
         chat_template: str | None = None,

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -30,6 +30,10 @@ WEIGHT_DTYPES = {"auto": None, "f32": torch.float32, "bf16": torch.bfloat16, "f1
 DECODED_SHARE = 0.6
 
 
+Route = Literal["int8", "exact", "mixed"]
+ROUTES: tuple[Route, ...] = get_args(Route)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """How a model is loaded.
@@ -42,7 +46,8 @@ class ModelOptions:
     flash_attn: "off" computes attention step by step, "on" and "auto" with fused kernels where they apply.
     cache_type_k, cache_type_v: how keys and values are kept (quant/cache_types.py); None: as they are computed.
     route: "int8" quantises activations to 8 bits where quantised weights are multiplied faster that way, as llama.cpp
-    does; "exact" never does.
+    does; "exact" never does; "mixed" is "int8", but leaves prompts on a CPU to torch where that is measured to be
+    faster, so that results depend on what else is in a batch and on what the cache holds.
     batch_invariant: on a GPU, results do not depend on what else is in the batch, at some cost.
     threads: of what runs on the CPU. on_compile: see cpu_kernels.kernel.Compiler. cpu_isa: the instructions that its
     kernels are made of, a name of cpu_kernels/isa.py; None takes the best that the processor has.
@@ -56,7 +61,7 @@ class ModelOptions:
     flash_attn: str = "auto"
     cache_type_k: str | None = None
     cache_type_v: str | None = None
-    route: Literal["int8", "exact"] = "int8"
+    route: Route = "int8"
     batch_invariant: bool = False
     threads: ThreadOptions = field(default_factory=ThreadOptions)
     on_compile: Callable[[str, bool], None] = lambda name, kept: None
@@ -67,8 +72,8 @@ class ModelOptions:
             raise ValueError(f"dequantize must be auto, on or off, found {self.dequantize!r}")
         if self.flash_attn not in ("auto", "on", "off"):
             raise ValueError(f"flash_attn must be auto, on or off, found {self.flash_attn!r}")
-        if self.route not in ("int8", "exact"):
-            raise ValueError(f"route must be int8 or exact, found {self.route!r}")
+        if self.route not in ROUTES:
+            raise ValueError(f"route must be int8, exact or mixed, found {self.route!r}")
         for name in (self.cache_type_k, self.cache_type_v):
             if name is not None:
                 cache_type(name)
@@ -155,7 +160,7 @@ def has_cpu_kernels(options: ModelOptions) -> bool:
 
     ValueError for instructions that are asked for and not there.
     """
-    if options.dequantize == "on" or options.weight_dtype is not None or options.route != "int8":
+    if options.dequantize == "on" or options.weight_dtype is not None or options.route == "exact":
         return False
     if find_spec("numba") is None:
         if options.cpu_isa is not None:
@@ -201,7 +206,7 @@ def make_ops(device: torch.device, weight_dtype: torch.dtype | None, options: Mo
         from .cpu_kernels import make_kernels
 
         kernels = make_kernels(options.threads, options.on_compile, options.cpu_isa)
-        backends.insert(0, CpuOps(kernels, fused_attention=fused))
+        backends.insert(0, CpuOps(kernels, fused_attention=fused, mixed=options.route == "mixed"))
     if device.type == "cuda":
         try:
             # Triton is not there on every system.
@@ -210,7 +215,7 @@ def make_ops(device: torch.device, weight_dtype: torch.dtype | None, options: Mo
             triton = TritonOps(
                 device,
                 dtype,
-                route=options.route,
+                route="exact" if options.route == "exact" else "int8",
                 batch_invariant=options.batch_invariant,
                 decoded=weight_dtype is not None,
                 fused_attention=fused,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -117,13 +117,10 @@ def table_of(case: Case, pages: list[list[int]]) -> Tensor:
     return table
 
 
-def run(case: Case) -> tuple[Tensor, Tensor]:
-    """What the kernels give, and what is expected."""
+def attended(case: Case, q: Tensor, cache: list[Planes], table: Tensor) -> Tensor:
+    """What the kernels give for a batch whose sequences have the pages of a table."""
     shape = case.shape
-    cache, pages = cache_and_pages(case)
     starts = int32([sum(n for n, _ in case.sequences[:i]) for i in range(len(case.sequences) + 1)])
-    q = torch.randn(int(starts[-1]), shape.n_heads, shape.head_dim)
-    expected = expected_rows(case, q, cache, pages)
     # A row of what comes before attention holds more than q.
     wide = torch.full((len(q), shape.n_heads + 3, shape.head_dim), torch.nan)
     wide[:, : shape.n_heads] = q
@@ -134,10 +131,17 @@ def run(case: Case) -> tuple[Tensor, Tensor]:
     strides = [4 * x.stride(0) for x in (wide, out)]
     attention.add(program, wide.data_ptr(), strides[0], out.data_ptr(), strides[1], tables, cache[0], cache[1])
     lengths = int32([length for _, length in case.sequences])
-    tables.set(torch.zeros(len(q), dtype=torch.int64), starts, lengths, table_of(case, pages))
+    tables.set(torch.zeros(len(q), dtype=torch.int64), starts, lengths, table)
     team.run(program, case.n_threads)
     assert out[:, shape.n_heads :].isnan().all()
-    return out[:, : shape.n_heads], expected
+    return out[:, : shape.n_heads]
+
+
+def run(case: Case) -> tuple[Tensor, Tensor]:
+    """What the kernels give, and what is expected."""
+    cache, pages = cache_and_pages(case)
+    q = torch.randn(sum(n for n, _ in case.sequences), case.shape.n_heads, case.shape.head_dim)
+    return attended(case, q, cache, table_of(case, pages)), expected_rows(case, q, cache, pages)
 
 
 def check(case: Case, tolerance: float = 3e-6) -> None:
@@ -237,6 +241,47 @@ def test_a_result_depends_neither_on_the_batch_nor_on_threads() -> None:
     torch.manual_seed(0)
     again, _ = run(Case(sequences=((1, 601), (1, 7), (30, 577)), n_threads=2))
     assert torch.equal(together, again)
+
+
+def pieces(n: int) -> tuple[tuple[int, int], ...]:
+    """A sequence of n tokens in parts: new tokens and length of each. Single tokens, a few, many, and in turns."""
+    sizes, end = (1, 1, 2, 70, 1, 5, 3, 131, 1, 17), 0
+    found: list[tuple[int, int]] = []
+    while end < n:
+        size = min(sizes[len(found) % len(sizes)], n - end)
+        end += size
+        found.append((size, end))
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    ("case", "n"),
+    [
+        (Case(n_threads=1), 700),
+        (Case(k_type="q8_0", v_type="q4_0"), 400),
+        (Case(shaped(window=75), n_threads=1), 700),
+        (Case(shaped(softcap=2.0, window=300)), 1030),
+        (Case(shaped(17, 1, 16), k_type="f32"), 300),
+        (Case(shaped(6, 2, 96, window=50), isa="avx2"), 300),
+        (Case(shaped(6, 2, 96, window=50), isa="avx2", n_threads=1), 600),
+        pytest.param(Case(shaped(6, 2, 96, window=50), isa="generic"), 300, marks=pytest.mark.slow),
+        (Case(shaped(2, 2, 32), k_type="bf16", v_type="fp8"), 9000),
+    ],
+)
+def test_a_token_attends_alike_however_its_sequence_is_cut(case: Case, n: int) -> None:
+    """Bit for bit: computed at once, in parts, token by token; on one thread or on two."""
+    whole = replace(case, sequences=((n, n),))
+    cache, pages = cache_and_pages(whole)
+    q = torch.randn(n, case.shape.n_heads, case.shape.head_dim)
+    expected = attended(replace(whole, n_threads=3 - case.n_threads), q, cache, table_of(whole, pages))
+    # The parts are sequences of one batch, on the same pages.
+    parted = replace(case, sequences=pieces(n))
+    found = attended(parted, q, cache, table_of(parted, pages * len(parted.sequences)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # The last tokens alone, where a long sequence's chunks are divided among threads.
+    single = replace(case, sequences=((1, n - 1), (1, n)))
+    found = attended(single, q[-2:], cache, table_of(single, pages * 2))
+    torch.testing.assert_close(found, expected[-2:], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ pytest.importorskip("numba")
 
 from checkpoints import CASES, WINDOW, make_checkpoint, make_tokens, nmse
 from cpu_kernels import runnable_isas
+from engines import engine_of, make_prompts, run
 from model_twins import BLOCKS, Rounded, converted
 from test_recorded import BOUNDS, QUANTS
 
@@ -29,9 +30,11 @@ from naiad.runtime.cpu_kernels import make_kernels
 from naiad.runtime.cpu_kernels.kernel import Compiler, this_host
 from naiad.runtime.decoder import Decoder, build_decoder
 from naiad.runtime.demo import demo_model
+from naiad.runtime.engine.engine import Engine
 from naiad.runtime.model import ModelOptions, load_model
 from naiad.runtime.models import ARCHITECTURES, read_config
 from naiad.runtime.ops import Dispatch
+from naiad.runtime.sampling import SamplingParams
 from naiad.runtime.session import Session
 from naiad.runtime.tensors import TensorBook
 from naiad.runtime.threads import ThreadOptions
@@ -147,6 +150,50 @@ def test_architectures(name: str, form: str, isa: str, tmp_path: Path, monkeypat
     assert usual / 2 < error < usual * 2
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", ["F32", "Q8_0"])
+def test_logits_do_not_depend_on_how_a_text_is_cut(
+    name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, in one step, in parts of any size, token by token."""
+    case = CASES[name]
+    monkeypatch.setitem(CASES, f"{name}-blocks", replace(case, changes={**case.changes, **BLOCKS}))
+    decoder, tokens = build(f"{name}-blocks", form, on_kernels(), tmp_path / "model"), make_tokens(300)
+    k_type, v_type = ("f32", "f16") if form == "F32" else ("q8_0", "q4_0")
+    whole = Session(decoder, len(tokens), k_type=k_type, v_type=v_type).logits(tokens)
+    for n_batch in (1, 7, 33, 64, 129):
+        parts = Session(decoder, len(tokens), n_batch, k_type=k_type, v_type=v_type)
+        assert torch.equal(parts.logits(tokens), whole), n_batch
+
+
+def test_logprobs_do_not_depend_on_other_requests_or_the_cache() -> None:
+    """Bit for bit: alone with nothing cached; together, in parts, preempted, going on from each other's texts."""
+    decoder, _ = load_model(GGUFFile(demo_model()), KERNELS)
+    prompts = make_prompts(decoder.n_vocab, (1, 9, 40, 70, 130), shared=45)
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, n_probs=2)
+
+    def answers(engine: Engine) -> list[list[Any]]:
+        return [handle.logprobs for handle in run(engine, prompts, params)]
+
+    alone = [run(engine_of(decoder), [prompt], params)[0] for prompt in prompts]
+    expected = [handle.logprobs for handle in alone]
+    switches: list[dict[str, Any]] = [{}, {"n_batch": 5}, {"n_batch": 64, "overlap": True}, {"n_pages": 14}]
+    for options in switches:
+        engine = engine_of(decoder, **options)
+        assert answers(engine) == expected
+        assert answers(engine) == expected, "with a warm cache"
+        assert (engine.scheduler.n_preempted > 0) == ("n_pages" in options)
+    # Tokens that were generated one by one are the beginning of a prompt, and end within a page.
+    for cut in (1, 13, 39):
+        longer = [[*prompt, *handle.tokens[:cut]] for prompt, handle in zip(prompts, alone, strict=True)]
+        fresh = [run(engine_of(decoder), [prompt], params)[0].logprobs for prompt in longer]
+        engine = engine_of(decoder)
+        run(engine, prompts, params)
+        again = run(engine, longer, params)
+        assert [handle.logprobs for handle in again] == fresh
+        assert all(handle.n_cached == handle.n_prompt - 1 for handle in again)
+
+
 def test_what_kernels_do_not_serve_is_left_to_torch(tmp_path: Path) -> None:
     """Heads of 12, rows of 83: the layers are composed of single operations."""
     source = open_model(make_checkpoint("llama", tmp_path / "model"))
@@ -155,6 +202,15 @@ def test_what_kernels_do_not_serve_is_left_to_torch(tmp_path: Path) -> None:
     exact, _ = load_model(source, EXACT)
     tokens = make_tokens(20)
     assert nmse(in_parts(decoder, tokens), in_parts(exact, tokens)) < 1e-10
+
+
+def test_prompts_are_left_to_torch_only_where_that_is_asked_for() -> None:
+    ops = cpu_ops(load_model(GGUFFile(demo_model()), KERNELS)[0])
+    assert ops.prompt_route(10_000) == "int8"
+    mixed = cpu_ops(load_model(GGUFFile(demo_model()), replace(KERNELS, route="mixed"))[0])
+    mixed._measure = lambda route: {"int8": 3.0, "float32": 2.0, "bfloat16": 1.0}[route]  # type: ignore[method-assign]
+    mixed.kernels = replace(mixed.kernels, compiler=Compiler(this_host(), None))
+    assert [mixed.prompt_route(n) for n in (1, 10_000)] == ["int8", "bfloat16"]
 
 
 def test_instructions_can_be_chosen() -> None:
@@ -192,7 +248,7 @@ def test_without_fused_attention_layers_are_composed() -> None:
 def test_torch_multiplies_prompts_where_it_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["qwen2"]
     monkeypatch.setitem(CASES, "blocks", replace(case, changes={**case.changes, **BLOCKS}))
-    ops = on_kernels()
+    ops = Dispatch([CpuOps(make_kernels(ThreadOptions()), mixed=True), TorchOps(CPU, torch.float32, None)])
     decoder = build("blocks", "Q8_0", ops, tmp_path / "model")
     tokens = make_tokens(100)
     twin = Dispatch([TorchOps(CPU, torch.float32, torch.float32)])

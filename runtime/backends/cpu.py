@@ -36,15 +36,19 @@ MEASURED, MEASURED_ROWS = 2048, 256
 
 
 class CpuOps:
-    """The operations on the CPU; what the kernels do not serve is left to torch."""
+    """The operations on the CPU; what the kernels do not serve is left to torch.
+
+    mixed: prompts are left to torch where it multiplies them faster. Their results are then others than the kernels',
+    and depend on what is multiplied together.
+    """
 
     name = "cpu"
 
-    def __init__(self, kernels: Kernels, *, fused_attention: bool = True) -> None:
+    def __init__(self, kernels: Kernels, *, fused_attention: bool = True, mixed: bool = False) -> None:
         self.kernels, self.fused_attention = kernels, fused_attention
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.buffers, self.steps = Buffers(), Steps()
-        self._route: Route | None = None
+        self._route: Route | None = None if mixed else "int8"
         self._plans: dict[Any, tuple[Plan | Declined, Any]] = {}
         self._stacks: dict[tuple[int, int], tuple[Plan | Declined, LayerCache, Layer]] = {}
 

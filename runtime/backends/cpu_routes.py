@@ -1,4 +1,4 @@
-"""How prompts are multiplied on this processor: by the integer kernels, or by torch with decoded weights.
+"""How prompts are multiplied with `--route mixed`: by the integer kernels, or by torch with decoded weights.
 
 Which is faster depends on what the processor has (AMX multiplies bfloat16 faster than anything else); it is measured
 when the first prompt arrives, and kept in a file.

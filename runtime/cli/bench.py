@@ -51,7 +51,7 @@ LISTS: list[tuple[Option, list[Any]]] = [
         ["auto"],
     ),
     (_list(("-dev", "--device"), "devices to use", word_list(str)), [None]),
-    (_list(("--route",), "products on a GPU: int8 or exact", word_list(one_of("int8", "exact"))), ["int8"]),
+    (_list(("--route",), "products: int8, exact or mixed", word_list(one_of("int8", "exact", "mixed"))), ["int8"]),
 ]
 PARSER = Parser(
     "bench",

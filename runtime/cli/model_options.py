@@ -105,8 +105,9 @@ MODEL_OPTIONS = [
     ),
     Option(
         ("--route",),
-        "multiply quantised weights with 8-bit activations where that is faster (int8) or never (exact)",
-        one_of("int8", "exact"),
+        "multiply quantised weights with 8-bit activations where that is faster (int8) or never (exact); mixed: "
+        "like int8, but prompts on a CPU by torch where that is faster; results then depend on what is cached",
+        one_of("int8", "exact", "mixed"),
         "ROUTE",
         "int8",
     ),

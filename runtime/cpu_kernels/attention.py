@@ -4,64 +4,62 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...quant.cache_types import CacheType
 from ..ops import AttentionParams
 from .atomics import next_task
-from .attention_few import UNSEEN, attention_few
+from .attention_few import UNSEEN, attention_few, inverse, merger
 from .attention_many import attention_many
-from .attention_tables import LARGEST, N_SEQUENCES, PARTIAL, RECORD, TASKS, TOTAL, StepTables, divide
-from .attention_tiles import VECTOR, exp_negative
+from .attention_tables import (
+    LARGEST,
+    N_SEQUENCES,
+    PARTIAL,
+    RECORD,
+    TOTAL,
+    StepTables,
+    chunk_of,
+    divide,
+    oldest_key,
+)
+from .attention_tiles import VECTOR, fill_row, scale_row
 from .cache import check_heads, plane_addresses
 from .kernel import kernel_family
-from .language import LANES, inline
+from .language import LANES
 from .programs import Program
-from .scalars import load_float, load_int, scratch
-from .vectors import all_floats, load_floats, store_floats
+from .scalars import load_float, load_int, scratch, store_float
 
 
 @kernel_family
-def attention_join(head_dim, group, page_size):
-    """What the chunks of a sequence's keys have left, added up: a task for each new token and kv head."""
+def attention_join(head_dim, group):
+    """What the chunks of a sequence's keys have left, put together in their order: a task for each new token and kv
+    head."""
     row_bytes = 4 * head_dim
     record_bytes = 4 * RECORD + row_bytes
-    shares_size = TASKS * VECTOR
-
-    @inline
-    def join(record, n, out, shares):
-        top = np.float32(UNSEEN)
-        for c in range(n):
-            top = max(top, load_float(record + c * record_bytes + 4 * LARGEST))
-        total = all_floats(0.0)
-        for c in range(n):
-            at = record + c * record_bytes
-            share = exp_negative(all_floats(load_float(at + 4 * LARGEST)) - top)
-            store_floats(shares + VECTOR * c, share)
-            total = total + share * load_float(at + 4 * TOTAL)
-        for d in range(0, row_bytes, VECTOR):
-            acc = all_floats(0.0)
-            for c in range(n):
-                at = record + c * record_bytes + 4 * RECORD
-                acc = acc + load_floats(at + d) * load_floats(shares + VECTOR * c)
-            store_floats(out + d, acc / total)
+    merge, clear, scale_head = merger(head_dim), fill_row(head_dim // LANES), scale_row(head_dim // LANES)
 
     def attention_join(out, out_stride, tables, n_kv_heads, window, counter, thread, n_threads):
-        shares = scratch(shares_size)
+        sums, largest, total = scratch(row_bytes), scratch(VECTOR), scratch(VECTOR)
         n_sequences, record, base = load_int(tables + 8 * N_SEQUENCES), load_int(tables + 8 * PARTIAL), 0
         task = next_task(counter)
         for i in range(n_sequences):
-            start, n_new, _, _, _, _, n_chunks, _ = divide(tables, i, group, n_kv_heads, window, page_size)
-            if n_chunks == 1:
+            start, n_new, length, _, first, last, divided = divide(tables, i, group, n_kv_heads, window, n_threads)
+            if not divided:
                 continue
-            n_tasks = n_new * n_kv_heads
+            n_tasks, n_chunks = n_new * n_kv_heads, last - first
             while task < base + n_tasks:
                 token = (task - base) // n_kv_heads
-                head = (task - base - token * n_kv_heads) * group
+                head, position = (task - base - token * n_kv_heads) * group, length - n_new + token
+                begin, behind = chunk_of(oldest_key(position, window), window), chunk_of(position, window) + 1
                 for h in range(head, head + group):
-                    at = record + (token * n_kv_heads * group + h) * n_chunks * record_bytes
-                    join(at, n_chunks, out + (start + token) * out_stride + h * row_bytes, shares)
+                    records = record + (token * n_kv_heads * group + h) * n_chunks * record_bytes
+                    clear(sums, VECTOR, 0.0)
+                    store_float(largest, UNSEEN)
+                    store_float(total, 0.0)
+                    for chunk in range(begin, behind):
+                        at = records + (chunk - first) * record_bytes
+                        merge(at + 4 * LARGEST, at + 4 * TOTAL, at + 4 * RECORD, largest, total, sums)
+                    scale_head(sums, inverse(load_float(total)), out + (start + token) * out_stride + h * row_bytes)
                 task = next_task(counter)
             base += n_tasks
             record += n_tasks * group * n_chunks * record_bytes
@@ -111,4 +109,4 @@ class Attention:
         planes = plane_addresses("k", k_planes) | plane_addresses("v", v_planes)
         for kernel, barrier in ((attention_many, False), (attention_few, True)):
             program.add(kernel, *constants, barrier=barrier, q=q, q_stride=q_stride, **numbers, **planes, **where)
-        program.add(attention_join, p.head_dim, self.group, self.page_size, **where)
+        program.add(attention_join, p.head_dim, self.group, **where)

@@ -1,17 +1,32 @@
 """Attention of sequences with few new tokens, as in decoding.
 
 The heads that share a kv head are rows of one task, so that keys and values are loaded once. Softmax is computed online
-over blocks of keys (Milakov and Gimelshein, arXiv 1805.02867); keys are divided among tasks as in Flash-Decoding (Dao
-et al., 2023).
+over tiles of keys (Milakov and Gimelshein, arXiv 1805.02867); keys are divided among tasks as in Flash-Decoding (Dao
+et al., 2023). Everything is added in the order of attention_many.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...quant.cache_types import cache_type
 from .atomics import next_task
-from .attention_tables import FEW, LARGEST, N_SEQUENCES, PARTIAL, RECORD, TABLE, TABLE_WIDTH, TOTAL, ceil_div, divide
+from .attention_tables import (
+    FEW,
+    LARGEST,
+    N_SEQUENCES,
+    PARTIAL,
+    RECORD,
+    TABLE,
+    TABLE_WIDTH,
+    TILE,
+    TOTAL,
+    chunk_begin,
+    divide,
+    oldest_key,
+)
 from .attention_tiles import (
     DIRECT,
     LINE,
@@ -19,21 +34,19 @@ from .attention_tiles import (
     VECTOR,
     add_values,
     dot_rows,
-    evenly,
     exp_negative,
     fill_row,
     scale_row,
+    sum_halves,
     tanh,
 )
 from .cache import row_reader
 from .kernel import kernel_family
 from .language import LANES, inline
 from .scalars import load_float, load_int, load_int32, number, prefetch, scratch, store_float
-from .vectors import all_floats, all_ints, choose, constant, greater, load_floats, max_floats, store_floats, sum_floats
+from .vectors import all_floats, all_ints, choose, constant, greater, load_floats, max_floats, store_floats
 
-# Keys whose scores are computed before any of their values is read.
-BLOCK = 128
-SCORE_BYTES = 4 * BLOCK
+SCORE_BYTES = 4 * TILE
 # Rows in memory: the last tile of rows may reach beyond those that count.
 ROWS = FEW + 8
 # A score of what is not seen. Finite, so that differences are numbers.
@@ -60,15 +73,15 @@ def page_finder(head_dim: int, kind: str) -> Any:
     return as_stored if direct else decoded
 
 
-def asker(head_dim: int, kind: str, page_size: int) -> Any:
-    """ask(data, row, n_kv_heads): asks for the rows of a page, n_kv_heads apart. They lie too far from each other for
+def asker(head_dim: int, kind: str, n: int) -> Any:
+    """ask(data, row, n_kv_heads): asks for n rows of a page, n_kv_heads apart. They lie too far from each other for
     the processor to see what will be read next."""
     row_bytes = cache_type(kind).planes(head_dim)[0][0] * DIRECT.get(kind, 1)
 
     @inline
     def ask(data, row, n_kv_heads):
         at = data + row * row_bytes
-        for _ in range(page_size):
+        for _ in range(n):
             for line in range(0, row_bytes, LINE):
                 prefetch(at + line)
             at += n_kv_heads * row_bytes
@@ -106,29 +119,48 @@ def soften(scores, n, largest, total):
         acc = acc + e
     factor = max_floats(exp_negative(all_floats(before) - now))
     store_float(largest, now)
-    store_float(total, load_float(total) * factor + sum_floats(acc))
+    store_float(total, load_float(total) * factor + sum_halves(acc))
     return factor
 
 
-def row_functions(head_dim: int, group: int, capped: bool) -> tuple[Any, Any, Any]:
-    """load, soften_rows and store, for a task's rows; row r is head r % group of token r // group."""
-    row_bytes = 4 * head_dim
-    record_bytes = 4 * RECORD + row_bytes
-    scale_head, fill_head = scale_row(head_dim // LANES), fill_row(head_dim // LANES)
+def merger(head_dim: int) -> Any:
+    """merge(largest, total, sums, …): adds a chunk of keys to those before it: the largest score of both, their totals
+    and sums [head_dim] relative to it."""
 
     @inline
-    def load(q, q_stride, head, n_rows, scale, rows, sums, largest, totals):
+    def merge(largest, total, sums, to_largest, to_total, to_sums):
+        own, before = load_float(largest), load_float(to_largest)
+        now = max(own, before)
+        share, old = exp_negative(all_floats(own) - now), exp_negative(all_floats(before) - now)
+        store_float(to_largest, now)
+        store_float(to_total, max_floats(old * load_float(to_total) + share * load_float(total)))
+        for d in range(0, 4 * head_dim, VECTOR):
+            store_floats(to_sums + d, load_floats(to_sums + d) * old + load_floats(sums + d) * share)
+
+    return merge
+
+
+@inline
+def inverse(total):
+    return np.float32(1.0) / total
+
+
+def row_functions(head_dim: int, group: int, capped: bool) -> tuple[Any, Any, Any]:
+    """load, soften_rows and keep, for a task's rows; row r is head r % group of token r // group."""
+    row_bytes = 4 * head_dim
+    record_bytes = 4 * RECORD + row_bytes
+    scale_head = scale_row(head_dim // LANES)
+
+    @inline
+    def load(q, q_stride, head, n_rows, scale, rows):
         for r in range(n_rows):
             scale_head(q + (r // group) * q_stride + (head + r % group) * row_bytes, scale, rows + r * row_bytes)
-            fill_head(sums + r * row_bytes, VECTOR, 0.0)
-            store_float(largest + 4 * r, UNSEEN)
-            store_float(totals + 4 * r, 0.0)
 
     @inline
     def soften_rows(scores, n, key, n_rows, position, window, cap, sums, largest, totals):
         for r in range(n_rows):
             at, own = scores + SCORE_BYTES * r, position + r // group
-            low = own - window + 1 if window > 0 else 0
+            low = oldest_key(own, window)
             if capped:
                 cap_scores(at, n, cap)
             if key + n + LANES > own or key < low:
@@ -137,25 +169,21 @@ def row_functions(head_dim: int, group: int, capped: bool) -> tuple[Any, Any, An
             scale_head(sums + r * row_bytes, factor, sums + r * row_bytes)
 
     @inline
-    def store(out, out_stride, records, n_records, n_heads, head, n_rows, sums, largest, totals):
+    def keep(records, n_records, n_heads, head, n_rows, sums, largest, totals):
         for r in range(n_rows):
-            total, own = load_float(totals + 4 * r), head + r % group
-            to, factor = out + (r // group) * out_stride + own * row_bytes, 1.0 / total
-            if n_records > 1:
-                record = records + ((r // group) * n_heads + own) * n_records * record_bytes
-                store_float(record + 4 * LARGEST, load_float(largest + 4 * r))
-                store_float(record + 4 * TOTAL, total)
-                to, factor = record + 4 * RECORD, 1.0
-            scale_head(sums + r * row_bytes, factor, to)
+            record = records + ((r // group) * n_heads + head + r % group) * n_records * record_bytes
+            store_float(record + 4 * LARGEST, load_float(largest + 4 * r))
+            store_float(record + 4 * TOTAL, load_float(totals + 4 * r))
+            scale_head(sums + r * row_bytes, 1.0, record + 4 * RECORD)
 
-    return load, soften_rows, store
+    return load, soften_rows, keep
 
 
 def page_functions(head_dim: int, group: int, k_type: str, v_type: str, isa: str) -> tuple[Any, Any]:
     """score and add: a page's part of the scores and of the sums."""
     tiling, row_bytes = TILINGS[isa], 4 * head_dim
-    k_rows, (v_rows, v_vectors) = evenly(group, tiling.dots), tiling.value_tile(group, head_dim // LANES)
-    dots = dot_rows(k_rows, head_dim, k_type if k_type in DIRECT else "f32", SCORE_BYTES)
+    (k_rows, n_quads), (v_rows, v_vectors) = tiling.dot_tile(group), tiling.value_tile(group, head_dim // LANES)
+    dots = dot_rows(k_rows, n_quads, head_dim, k_type if k_type in DIRECT else "f32", SCORE_BYTES)
     add_tile = add_values(v_rows, v_vectors, v_type if v_type in DIRECT else "f32", SCORE_BYTES, row_bytes)
     find_keys, find_values = page_finder(head_dim, k_type), page_finder(head_dim, v_type)
     n_steps, sum_step = head_dim // (LANES * v_vectors), VECTOR * v_vectors
@@ -185,65 +213,85 @@ def attention_few(head_dim, group, k_type, v_type, capped, page_size, isa):
 
     scale: what products are multiplied with; where `capped`, divided by the cap. Strides are bytes from row to row.
     """
-    record_bytes, block_pages, page_scores = 4 * (RECORD + head_dim), BLOCK // page_size, 4 * page_size
-    rows_size, memory_size = 4 * head_dim * ROWS, 4 * head_dim * page_size
-    scores_size, line_size = SCORE_BYTES * ROWS, 4 * ROWS
-    load, soften_rows, store = row_functions(head_dim, group, capped)
+    # A page's keys in a tile.
+    n_part = min(page_size, TILE)
+    row_bytes, record_bytes, rows_size = 4 * head_dim, 4 * (RECORD + head_dim), 4 * head_dim * ROWS
+    scores_size, memory_size, line_size = SCORE_BYTES * ROWS, 4 * head_dim * n_part, 4 * ROWS
+    load, soften_rows, keep = row_functions(head_dim, group, capped)
     score, add = page_functions(head_dim, group, k_type, v_type, isa)
-    ask_keys, ask_values = asker(head_dim, k_type, page_size), asker(head_dim, v_type, page_size)
+    ask_keys, ask_values = asker(head_dim, k_type, n_part), asker(head_dim, v_type, n_part)
+    merge, clear_head, scale_head = merger(head_dim), fill_row(head_dim // LANES), scale_row(head_dim // LANES)
 
     @inline
-    def row_at(pages, page, n_kv_heads, kv_head):
-        return load_int32(pages + 4 * page) * page_size * n_kv_heads + kv_head
+    def row_at(pages, key, n_kv_heads, kv_head):
+        return (load_int32(pages + 4 * (key // page_size)) * page_size + key % page_size) * n_kv_heads + kv_head
+
+    @inline
+    def clear(n_rows, sums, largest, totals):
+        for r in range(n_rows):
+            clear_head(sums + r * row_bytes, VECTOR, 0.0)
+            store_float(largest + 4 * r, UNSEEN)
+            store_float(totals + 4 * r, 0.0)
 
     def attention_few(
         q, q_stride, out, out_stride, k_data, k_high, k_scales, v_data, v_high, v_scales,
         tables, n_kv_heads, window, scale, cap, counter, thread, n_threads,
     ):  # fmt: skip
-        rows, sums, scores, memory = scratch(rows_size), scratch(rows_size), scratch(scores_size), scratch(memory_size)
-        largest, totals = scratch(line_size), scratch(line_size)
+        rows, scores, memory = scratch(rows_size), scratch(scores_size), scratch(memory_size)
+        sums, largest, totals = scratch(rows_size), scratch(line_size), scratch(line_size)
+        all_sums, all_largest, all_totals = scratch(rows_size), scratch(line_size), scratch(line_size)
         n_sequences, record, base = load_int(tables + 8 * N_SEQUENCES), load_int(tables + 8 * PARTIAL), 0
         task = next_task(counter)
         for i in range(n_sequences):
-            start, n_new, length, first, last, _, n_chunks, chunk_pages = divide(
-                tables, i, group, n_kv_heads, window, page_size
-            )
-            n_rows, old = n_new * group, length - n_new
+            start, n_new, length, _, first, last, divided = divide(tables, i, group, n_kv_heads, window, n_threads)
+            n_rows, old, n_chunks = n_new * group, length - n_new, last - first
             pages = load_int(tables + 8 * TABLE) + 4 * i * load_int(tables + 8 * TABLE_WIDTH)
-            n_tasks = n_kv_heads * n_chunks if 0 < n_rows <= FEW else 0
+            begin = oldest_key(old, window) // page_size * page_size
+            n_tasks = (n_kv_heads * n_chunks if divided else n_kv_heads) if 0 < n_rows <= FEW else 0
             while task < base + n_tasks:
-                chunk = (task - base) // n_kv_heads
-                head = task - base - chunk * n_kv_heads
-                load(q + start * q_stride, q_stride, head * group, n_rows, number(scale), rows, sums, largest, totals)
-                begin = first + chunk * chunk_pages
-                behind = min(last, begin + chunk_pages)
-                for page in range(begin, behind, block_pages):
-                    key = page * page_size
-                    n = min(min(length, behind * page_size) - key, BLOCK)
-                    n_pages = ceil_div(n, page_size)
-                    for j in range(n_pages):
-                        row, here = row_at(pages, page + j, n_kv_heads, head), min(n - j * page_size, page_size)
-                        if page == begin and j + 1 < n_pages:
-                            ask_keys(k_data, row_at(pages, page + j + 1, n_kv_heads, head), n_kv_heads)
-                        ask_values(v_data, row, n_kv_heads)
-                        to = scores + page_scores * j
-                        score(k_data, k_high, k_scales, row, n_kv_heads, here, memory, rows, n_rows, to)
-                    soften_rows(scores, n, key, n_rows, old, window, number(cap), sums, largest, totals)
-                    for j in range(n_pages):
-                        row, here = row_at(pages, page + j, n_kv_heads, head), min(n - j * page_size, page_size)
-                        following = page + j + block_pages
-                        if following < behind:
-                            ask_keys(k_data, row_at(pages, following, n_kv_heads, head), n_kv_heads)
-                        weights = scores + page_scores * j
-                        add(v_data, v_high, v_scales, row, n_kv_heads, here, memory, weights, n_rows, sums)
-                records = record + chunk * record_bytes
-                store(
-                    out + start * out_stride, out_stride, records, n_chunks, n_kv_heads * group, head * group, n_rows,
-                    sums, largest, totals,
-                )  # fmt: skip
+                # The latest chunks are the largest.
+                at = last - 1 - (task - base) // n_kv_heads if divided else first
+                behind = at + 1 if divided else last
+                head = (task - base) % n_kv_heads
+                end = min(length, chunk_begin(behind, window))
+                load(q + start * q_stride, q_stride, head * group, n_rows, number(scale), rows)
+                clear(n_rows, all_sums, all_largest, all_totals)
+                for chunk in range(at, behind):
+                    clear(n_rows, sums, largest, totals)
+                    key = max(begin, chunk_begin(chunk, window))
+                    chunk_end = min(end, chunk_begin(chunk + 1, window))
+                    while key < chunk_end:
+                        stop = min(chunk_end, (key // TILE + 1) * TILE)
+                        for part in range(key, stop, n_part):
+                            row, to = row_at(pages, part, n_kv_heads, head), scores + 4 * (part - key)
+                            ask_values(v_data, row, n_kv_heads)
+                            n = min(stop - part, n_part)
+                            score(k_data, k_high, k_scales, row, n_kv_heads, n, memory, rows, n_rows, to)
+                        soften_rows(scores, stop - key, key, n_rows, old, window, number(cap), sums, largest, totals)
+                        for part in range(key, stop, n_part):
+                            row, weights = row_at(pages, part, n_kv_heads, head), scores + 4 * (part - key)
+                            if part + TILE < end:
+                                ask_keys(k_data, row_at(pages, part + TILE, n_kv_heads, head), n_kv_heads)
+                            n = min(stop - part, n_part)
+                            add(v_data, v_high, v_scales, row, n_kv_heads, n, memory, weights, n_rows, sums)
+                        key = stop
+                    if divided:
+                        records = record + (chunk - first) * record_bytes
+                        keep(records, n_chunks, n_kv_heads * group, head * group, n_rows, sums, largest, totals)
+                    else:
+                        for r in range(n_rows):
+                            row, line = r * row_bytes, 4 * r
+                            merge(
+                                largest + line, totals + line, sums + row,
+                                all_largest + line, all_totals + line, all_sums + row,
+                            )  # fmt: skip
+                if not divided:
+                    for r in range(n_rows):
+                        to = out + (start + r // group) * out_stride + (head * group + r % group) * row_bytes
+                        scale_head(all_sums + r * row_bytes, inverse(load_float(all_totals + 4 * r)), to)
                 task = next_task(counter)
             base += n_tasks
-            if n_chunks > 1:
+            if divided:
                 record += n_rows * n_kv_heads * n_chunks * record_bytes
 
     return attention_few

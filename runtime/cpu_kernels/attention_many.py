@@ -2,15 +2,18 @@
 al., arXiv 2205.14135), in float32.
 
 Lanes are rows (a token's head each) everywhere: queries lie transposed, keys and values are numbers that are multiplied
-with whole vectors. So keys need no transposing, and nothing of the softmax goes across lanes.
+with whole vectors. So keys need no transposing, and nothing of the softmax goes across lanes. Everything is added in
+the order of attention_few.py, where keys lie side by side.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .atomics import next_task
-from .attention_few import UNSEEN
+from .attention_few import UNSEEN, inverse
 from .attention_tables import (
     BLOCK_ROWS,
     FEW,
@@ -20,11 +23,16 @@ from .attention_tables import (
     RECORD,
     TABLE,
     TABLE_WIDTH,
+    TILE,
     TOTAL,
     ceil_div,
+    chunk_begin,
+    chunk_of,
     divide,
+    oldest_key,
 )
 from .attention_tiles import (
+    PARTIAL_SUMS,
     TILINGS,
     VECTOR,
     Strides,
@@ -32,6 +40,7 @@ from .attention_tiles import (
     fill_row,
     product_tile,
     scale_row,
+    sum_columns,
     tanh,
     transpose,
 )
@@ -41,8 +50,6 @@ from .language import LANES, inline
 from .scalars import load_float, load_int, load_int32, number, scratch, store_float, store_int32
 from .vectors import all_floats, all_ints, choose, greater, load_floats, load_words, store_floats
 
-# Keys of a tile.
-TILE = 64
 # Bytes from one number of all rows to the next.
 COLUMN = 4 * BLOCK_ROWS
 
@@ -91,23 +98,26 @@ def hide_columns(scores, n, key, window, position):
         store_floats(scores + COLUMN * j, choose(hidden, all_floats(UNSEEN), load_floats(scores + COLUMN * j)))
 
 
+add_columns = sum_columns(COLUMN)
+
+
 @inline
 def soften_columns(scores, n, largest, totals, factors):
-    """Scores of 16 rows [n, 16] become exponentials; `factors`: what older sums must be multiplied with."""
+    """Scores of 16 rows [n, 16] become exponentials; `factors`: what older sums must be multiplied with. Those of keys
+    up to TILE become 0."""
     before = load_floats(largest)
     top, other = before, before
-    for j in range(0, n - 1, 2):
+    for j in range(0, n, 2):
         top = greater(load_floats(scores + COLUMN * j), top)
         other = greater(load_floats(scores + COLUMN * (j + 1)), other)
-    now = greater(load_floats(scores + COLUMN * (n - 1)), greater(top, other))
+    now = greater(top, other)
     factor = exp_negative(before - now)
-    total = load_floats(totals) * factor
     for j in range(n):
-        e = exp_negative(load_floats(scores + COLUMN * j) - now)
-        store_floats(scores + COLUMN * j, e)
-        total = total + e
+        store_floats(scores + COLUMN * j, exp_negative(load_floats(scores + COLUMN * j) - now))
+    for j in range(n, TILE):
+        store_floats(scores + COLUMN * j, all_floats(0.0))
     store_floats(largest, now)
-    store_floats(totals, total)
+    store_floats(totals, load_floats(totals) * factor + add_columns(scores))
     store_floats(factors, factor)
 
 
@@ -117,7 +127,7 @@ def products(head_dim: int, isa: str) -> tuple[Any, Any]:
     transposed, times weights [n, lanes]."""
     rows, vectors = TILINGS[isa].product
     step = vectors * LANES
-    score = product_tile(rows, vectors, Strides(4 * head_dim, 4, COLUMN, COLUMN), scaled=False)
+    score = product_tile(rows, vectors, Strides(4 * head_dim, 4, COLUMN, COLUMN), scaled=False, n_sums=PARTIAL_SUMS)
     add = product_tile(rows, vectors, Strides(4, 4 * head_dim, COLUMN, COLUMN), scaled=True)
 
     @inline
@@ -151,13 +161,13 @@ def row_storer(head_dim: int, group: int) -> Any:
                 token, h = (row + lane + i) // group, head + (row + lane + i) % group
                 to = out + token * out_stride + h * row_bytes
                 total = load_float(totals + 4 * (lane + i))
-                factor = 1.0 / total
-                if n_records > 1:
+                factor = inverse(total)
+                if records != 0:
                     record = records + (token * n_heads + h) * n_records * record_bytes
                     store_float(record + 4 * LARGEST, load_float(largest + 4 * (lane + i)))
                     store_float(record + 4 * TOTAL, total)
                     to = record + 4 * RECORD
-                    factor = 1.0
+                    factor = np.float32(1.0)
                 scale_head(copies + row_bytes * i, factor, to)
 
     return store
@@ -175,7 +185,7 @@ def attention_many(head_dim, group, k_type, v_type, capped, page_size, isa):
     read_keys, read_values = tile_reader(head_dim, k_type, page_size), tile_reader(head_dim, v_type, page_size)
     load, store, (score, add) = query_loader(head_dim, group), row_storer(head_dim, group), products(head_dim, isa)
     columns_size, tile_size, copies_size = COLUMN * head_dim, TILE * row_bytes, LANES * row_bytes
-    scores_size, line_size, clear_sums = COLUMN * TILE, COLUMN, fill_row(head_dim)
+    scores_size, line_size, clear_sums, sums_bytes = COLUMN * TILE, COLUMN, fill_row(head_dim), COLUMN * head_dim
 
     @inline
     def soften_tile(scores, n, n_lanes, edge, key, window, cap, largest, totals, factors, positions):
@@ -195,26 +205,40 @@ def attention_many(head_dim, group, k_type, v_type, capped, page_size, isa):
             store_floats(totals + lane, all_floats(0.0))
             clear_sums(sums + lane, COLUMN, 0.0)
 
+    @inline
+    def merge(n_lanes, sums, largest, totals, all_sums, all_largest, all_totals):
+        """As `attention_few.merger`."""
+        for lane in range(0, 4 * n_lanes, VECTOR):
+            own, before = load_floats(largest + lane), load_floats(all_largest + lane)
+            now = greater(own, before)
+            share, old = exp_negative(own - now), exp_negative(before - now)
+            store_floats(all_largest + lane, now)
+            total = old * load_floats(all_totals + lane) + share * load_floats(totals + lane)
+            store_floats(all_totals + lane, total)
+            for at in range(lane, lane + sums_bytes, COLUMN):
+                store_floats(all_sums + at, load_floats(all_sums + at) * old + load_floats(sums + at) * share)
+
     def attention_many(
         q, q_stride, out, out_stride, k_data, k_high, k_scales, v_data, v_high, v_scales,
         tables, n_kv_heads, window, scale, cap, counter, thread, n_threads,
     ):  # fmt: skip
-        columns, sums, scores = scratch(columns_size), scratch(columns_size), scratch(scores_size)
-        tile, copies, positions = scratch(tile_size), scratch(copies_size), scratch(line_size)
-        largest, totals, factors = scratch(line_size), scratch(line_size), scratch(line_size)
+        columns, scores, positions = scratch(columns_size), scratch(scores_size), scratch(line_size)
+        tile, copies, factors = scratch(tile_size), scratch(copies_size), scratch(line_size)
+        sums, largest, totals = scratch(columns_size), scratch(line_size), scratch(line_size)
+        all_sums, all_largest, all_totals = scratch(columns_size), scratch(line_size), scratch(line_size)
         n_sequences, record, base = load_int(tables + 8 * N_SEQUENCES), load_int(tables + 8 * PARTIAL), 0
         task = next_task(counter)
         for i in range(n_sequences):
-            start, n_new, length, first, last, n_blocks, n_chunks, chunk_pages = divide(
-                tables, i, group, n_kv_heads, window, page_size
+            start, n_new, length, n_blocks, first, last, divided = divide(
+                tables, i, group, n_kv_heads, window, n_threads
             )
-            n_all = n_new * group
+            n_all, n_chunks = n_new * group, last - first
             pages = load_int(tables + 8 * TABLE) + 4 * i * load_int(tables + 8 * TABLE_WIDTH)
-            n_tasks = n_kv_heads * n_blocks * n_chunks if n_all > FEW else 0
+            n_tasks = (n_kv_heads * n_blocks * n_chunks if divided else n_kv_heads * n_blocks) if n_all > FEW else 0
             while task < base + n_tasks:
                 # The blocks of a kv head one after another, since they read the same keys, the longest first.
-                chunk = (task - base) % n_chunks
-                block = (task - base) // n_chunks
+                chunk = first + (task - base) % n_chunks if divided else first
+                block = (task - base) // n_chunks if divided else task - base
                 head = block // n_blocks
                 row = (n_blocks - 1 - (block - head * n_blocks)) * BLOCK_ROWS
                 n_rows = min(BLOCK_ROWS, n_all - row)
@@ -223,27 +247,48 @@ def attention_many(head_dim, group, k_type, v_type, capped, page_size, isa):
                     q + start * q_stride, q_stride, head * group, row, n_rows, n_lanes, number(scale),
                     length - n_new, copies, columns, positions,
                 )  # fmt: skip
-                clear(n_lanes, sums, largest, totals)
+                clear(n_lanes, all_sums, all_largest, all_totals)
                 lowest, highest = length - n_new + row // group, length - n_new + (row + n_rows - 1) // group
-                page = first + chunk * chunk_pages
-                behind = min(min(page + chunk_pages, last) * page_size, highest + 1)
-                if window > 0:
-                    page = max(page, max(0, lowest - window + 1) // page_size)
-                for key in range(page * page_size, behind, TILE):
-                    n = min(TILE, behind - key)
-                    read_keys(k_data, k_high, k_scales, pages, key, n, n_kv_heads, head, tile)
-                    score(tile, columns, n, n_lanes, scores)
-                    edge = key + n - 1 > lowest or (window > 0 and key < highest - window + 1)
-                    soften_tile(scores, n, n_lanes, edge, key, window, number(cap), largest, totals, factors, positions)
-                    read_values(v_data, v_high, v_scales, pages, key, n, n_kv_heads, head, tile)
-                    add(tile, scores, n, n_lanes, sums, factors)
-                store(
-                    out + start * out_stride, out_stride, record + chunk * record_bytes, n_chunks, n_kv_heads * group,
-                    head * group, row, n_rows, copies, sums, largest, totals,
-                )  # fmt: skip
+                oldest = oldest_key(lowest, window)
+                begin = oldest // page_size * page_size
+                at, behind = max(chunk, chunk_of(oldest, window)), chunk_of(highest, window) + 1
+                if divided:
+                    behind = min(behind, chunk + 1)
+                    if chunk < at:
+                        behind = at
+                for own in range(at, behind):
+                    clear(n_lanes, sums, largest, totals)
+                    key = max(begin, chunk_begin(own, window))
+                    end = min(highest + 1, chunk_begin(own + 1, window))
+                    while key < end:
+                        stop = min(end, (key // TILE + 1) * TILE)
+                        n = stop - key
+                        n_scores = ceil_div(n, LANES) * LANES
+                        read_keys(k_data, k_high, k_scales, pages, key, n, n_kv_heads, head, tile)
+                        score(tile, columns, n_scores, n_lanes, scores)
+                        edge = key + n_scores - 1 > lowest or (window > 0 and key < highest - window + 1)
+                        soften_tile(
+                            scores, n_scores, n_lanes, edge, key, window, number(cap), largest, totals, factors,
+                            positions,
+                        )  # fmt: skip
+                        read_values(v_data, v_high, v_scales, pages, key, n, n_kv_heads, head, tile)
+                        add(tile, scores, n, n_lanes, sums, factors)
+                        key = stop
+                    if divided:
+                        store(
+                            out, out_stride, record + (own - first) * record_bytes, n_chunks, n_kv_heads * group,
+                            head * group, row, n_rows, copies, sums, largest, totals,
+                        )  # fmt: skip
+                    else:
+                        merge(n_lanes, sums, largest, totals, all_sums, all_largest, all_totals)
+                if not divided:
+                    store(
+                        out + start * out_stride, out_stride, 0, n_chunks, n_kv_heads * group,
+                        head * group, row, n_rows, copies, all_sums, all_largest, all_totals,
+                    )  # fmt: skip
                 task = next_task(counter)
             base += n_tasks
-            if n_chunks > 1:
+            if divided:
                 record += n_all * n_kv_heads * n_chunks * record_bytes
 
     return attention_many

@@ -17,8 +17,15 @@ N_ROWS, SLOTS, N_SEQUENCES, STARTS, LENGTHS, TABLE, TABLE_WIDTH, PARTIAL = range
 # A rotation's angles.
 COS, SIN = 0, 1
 
-# Sequences are divided into about so many tasks, but chunks of keys have at least so many pages.
-TASKS, CHUNK_PAGES = 64, 8
+# Keys of a tile of the softmax. Tiles, and the chunks that are made of them, lie at fixed places of a sequence, so that
+# a row's result is put together in the same way whatever is computed beside it.
+TILE = 64
+# Keys of the first chunks; without a window, chunks double in size each time there are this many of a size, so that
+# long sequences have few.
+CHUNK, CHUNKS = 256, 16
+# A sequence's chunks are tasks of their own where there are fewer tasks than so many for each thread, and as long as
+# all partial results are not more than so many.
+TASKS_PER_THREAD, MOST_RECORDS = 4, 1 << 16
 # Rows (a token's head each) that a task takes: up to FEW, a kernel of its own; the other takes blocks of them.
 FEW, BLOCK_ROWS = 16, 64
 # Of a partial result in float32: the largest score and the sum of the exponentials, then from RECORD on the values.
@@ -51,15 +58,17 @@ class StepTables:
         n_rows, n_sequences = len(slots), len(lengths)
         assert len(starts) == n_sequences + 1 and len(table) == n_sequences
         self._keep = (slots, starts, lengths, table)
-        self._reserve(n_rows, n_sequences)
+        if n_sequences:
+            self._reserve(n_rows, n_sequences, int(lengths.max()))
         addresses = slots.data_ptr(), n_sequences, starts.data_ptr(), lengths.data_ptr(), table.data_ptr()
         self.values[:] = (n_rows, *addresses, table.shape[1], self._partial.ctypes.data)
 
-    def _reserve(self, n_rows: int, n_sequences: int) -> None:
-        """Room for partial results: a row has at most as many as there are chunks of its sequence (`divide`)."""
-        n_records = min(n_rows * self._n_heads, n_sequences * BLOCK_ROWS) * TASKS
+    def _reserve(self, n_rows: int, n_sequences: int, length: int) -> None:
+        """Room for partial results: as many for a row as its sequence has chunks (`divide`)."""
+        n_records = min(n_rows * self._n_heads * (length // CHUNK + 1), n_sequences * MOST_RECORDS)
         if len(self._partial) < n_records * self._record:
-            self._partial = np.empty(n_records * self._record, np.float32)
+            # Memory that is not written to costs nothing.
+            self._partial = np.empty(2 * n_records * self._record, np.float32)
 
 
 class Angles:
@@ -83,18 +92,40 @@ def ceil_div(n, size):
 
 
 @inline
-def divide(tables, i, group, n_kv_heads, window, page_size):
-    """How the work of sequence i is divided: its first row, new tokens, length, first page that is seen and the page
-    behind the last, blocks of rows, chunks of keys and pages per chunk.
+def chunk_of(key, window):
+    """The chunk that a key lies in."""
+    n, doubled = key // CHUNK, 0
+    if window == 0:
+        while n >= 2 * CHUNKS:
+            n >>= 1
+            doubled += 1
+    return n + CHUNKS * doubled
 
-    It depends on the sequence alone: so do results, whatever else is in the batch and however many threads there are.
-    """
+
+@inline
+def chunk_begin(chunk, window):
+    """The first key of a chunk."""
+    if window > 0 or chunk < CHUNKS:
+        return CHUNK * chunk
+    return CHUNK * (CHUNKS + chunk % CHUNKS) << (chunk // CHUNKS - 1)
+
+
+@inline
+def oldest_key(position, window):
+    """The first key that a position sees."""
+    return max(0, position - window + 1) if window > 0 else 0
+
+
+@inline
+def divide(tables, i, group, n_kv_heads, window, n_threads):
+    """How the work of sequence i is divided: its first row, new tokens, length, blocks of rows, first chunk of keys and
+    the chunk behind the last, and whether each chunk is a task of its own, which leaves partial results."""
     starts = load_int(tables + 8 * STARTS) + 4 * i
     start = load_int32(starts)
     n_new, length = load_int32(starts + 4) - start, load_int32(load_int(tables + 8 * LENGTHS) + 4 * i)
-    first = max(0, length - n_new - window + 1) // page_size if window > 0 else 0
-    last = ceil_div(length, page_size)
+    first = chunk_of(oldest_key(length - n_new, window), window)
+    last = chunk_of(max(0, length - 1), window) + 1
     n_blocks = 1 if n_new * group <= FEW else ceil_div(n_new * group, BLOCK_ROWS)
-    n_chunks = max(1, min(TASKS // (n_blocks * n_kv_heads), (last - first) // CHUNK_PAGES))
-    chunk_pages = max(1, ceil_div(last - first, n_chunks))
-    return start, n_new, length, first, last, n_blocks, max(1, ceil_div(last - first, chunk_pages)), chunk_pages
+    is_few = n_blocks * n_kv_heads < TASKS_PER_THREAD * n_threads
+    n_records = n_new * group * n_kv_heads * (last - first)
+    return start, n_new, length, n_blocks, first, last, last - first > 1 and is_few and n_records <= MOST_RECORDS

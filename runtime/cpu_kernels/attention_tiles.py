@@ -13,6 +13,7 @@ import llvmlite.ir as ir
 from numba import types
 from numba.core import cgutils
 
+from .attention_tables import TILE
 from .language import (
     BITS,
     F32,
@@ -42,13 +43,18 @@ VECTOR = 4 * LANES
 class Tiling:
     """Accumulators, in vectors of 16 lanes, that the registers hold beside what is multiplied.
 
-    dots: rows whose products with four keys are summed at once. values: the same for sums of values: the most rows, and
-    rows times vectors. product: rows and vectors of a tile of a matrix product.
+    dots: rows times fours of keys whose products are summed at once. values: the same for sums of values: the most
+    rows, and rows times vectors. product: rows and vectors of a tile of a matrix product.
     """
 
     dots: int
     values: tuple[int, int]
     product: tuple[int, int]
+
+    def dot_tile(self, n_rows: int) -> tuple[int, int]:
+        """Rows and fours of keys of a tile that divides n_rows rows (nearly) and 16 keys evenly."""
+        rows = evenly(n_rows, max(QUAD, self.dots // QUAD))
+        return rows, next(n for n in (4, 2, 1) if n * rows <= self.dots or n == 1)
 
     def value_tile(self, n_rows: int, n_vectors: int) -> tuple[int, int]:
         """Rows and vectors of a tile that divides n_rows rows (nearly) and n_vectors vectors evenly."""
@@ -58,11 +64,11 @@ class Tiling:
 
 
 TILINGS = {
-    "avx512vnni": Tiling(5, (5, 20), (8, 2)),
-    "avxvnni": Tiling(1, (2, 4), (4, 1)),
-    "avx2": Tiling(1, (2, 4), (4, 1)),
-    "neon": Tiling(1, (2, 4), (4, 1)),
-    "generic": Tiling(1, (1, 2), (2, 1)),
+    "avx512vnni": Tiling(20, (5, 20), (8, 2)),
+    "avxvnni": Tiling(4, (2, 4), (4, 1)),
+    "avx2": Tiling(4, (2, 4), (4, 1)),
+    "neon": Tiling(4, (2, 4), (4, 1)),
+    "generic": Tiling(4, (1, 2), (2, 1)),
 }
 
 
@@ -85,6 +91,12 @@ def _load_number(b: ir.IRBuilder, address: ir.Value, kind: str) -> ir.Value:
     return load(b, address, FLOATS)
 
 
+def _load_run(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """Four float32, four times."""
+    run = load(b, address, ir.VectorType(F32, QUAD))
+    return b.shuffle_vector(run, run, ir.Constant(ir.VectorType(I32, LANES), [i % QUAD for i in range(LANES)]))
+
+
 # Bytes of a value of the types that tiles read as they are; others are decoded before.
 DIRECT = {"f32": 4, "f16": 2, "bf16": 2}
 
@@ -102,27 +114,22 @@ def _quads(b: ir.IRBuilder, x: ir.Value, y: ir.Value, from_x: tuple[int, int], f
     return _pick(b, x, y, [QUAD * run + i for run in runs for i in range(QUAD)])
 
 
-def _sum_quad(b: ir.IRBuilder, w: list[ir.Value]) -> ir.Value:
-    """Four vectors -> one, where lane 4 i + j is the sum of lanes 4 i … 4 i + 3 of vector j."""
+def _transposed_runs(b: ir.IRBuilder, w: list[ir.Value]) -> list[ir.Value]:
+    """Four vectors of four runs -> four, of which vector m has run m of each."""
+    low = [_quads(b, x, y, (0, 1), (0, 1)) for x, y in ((w[0], w[1]), (w[2], w[3]))]
+    high = [_quads(b, x, y, (2, 3), (2, 3)) for x, y in ((w[0], w[1]), (w[2], w[3]))]
+    return [_quads(b, x, y, (m, 2 + m), (m, 2 + m)) for x, y in (low, high) for m in (0, 1)]
+
+
+def _transposed_lanes(b: ir.IRBuilder, w: list[ir.Value]) -> list[ir.Value]:
+    """Four vectors -> four, of which vector l has at lane 4 i + j lane 4 i + l of vector j."""
 
     def inside(x: ir.Value, y: ir.Value, order: list[int]) -> ir.Value:
         return _pick(b, x, y, [QUAD * run + place for run in range(QUAD) for place in order])
 
-    def pair(x: ir.Value, y: ir.Value) -> ir.Value:
-        return b.fadd(inside(x, y, [0, LANES, 1, LANES + 1]), inside(x, y, [2, LANES + 2, 3, LANES + 3]))
-
-    x, y = pair(w[0], w[1]), pair(w[2], w[3])
-    return b.fadd(inside(x, y, [0, 1, LANES, LANES + 1]), inside(x, y, [2, 3, LANES + 2, LANES + 3]))
-
-
-def _join_quads(b: ir.IRBuilder, w: list[ir.Value]) -> ir.Value:
-    """Four vectors of `_sum_quad` -> their 16 sums, in order."""
-
-    def pair(x: ir.Value, y: ir.Value) -> ir.Value:
-        return b.fadd(_quads(b, x, y, (0, 1), (0, 1)), _quads(b, x, y, (2, 3), (2, 3)))
-
-    x, y = pair(w[0], w[1]), pair(w[2], w[3])
-    return b.fadd(_quads(b, x, y, (0, 2), (0, 2)), _quads(b, x, y, (1, 3), (1, 3)))
+    low = [inside(x, y, [0, LANES, 1, LANES + 1]) for x, y in ((w[0], w[1]), (w[2], w[3]))]
+    high = [inside(x, y, [2, LANES + 2, 3, LANES + 3]) for x, y in ((w[0], w[1]), (w[2], w[3]))]
+    return [inside(x, y, [2 * m, 2 * m + 1, LANES + 2 * m, LANES + 2 * m + 1]) for x, y in (low, high) for m in (0, 1)]
 
 
 def transpose(source_bytes: int, target_bytes: int) -> Any:
@@ -147,39 +154,8 @@ def transpose(source_bytes: int, target_bytes: int) -> Any:
 
 # ---- products ----
 
-
-def dot_rows(n_rows: int, width: int, kind: str, score_bytes: int) -> Any:
-    """dot_rows(keys, key_bytes, rows, scores): products of 16 keys, key_bytes apart, with n_rows rows of float32.
-
-    Lanes are places in a head. Four keys are multiplied at a time; the sums over lanes are taken for 16 together, which
-    takes two shuffles for each. scores: 16 of each row, score_bytes from row to row.
-    """
-
-    def quad(b: ir.IRBuilder, keys: ir.Value, key_bytes: ir.Value, rows: ir.Value) -> list[ir.Value]:
-        at = [b.add(keys, b.mul(key_bytes, I64(j))) for j in range(QUAD)]
-        acc: list[list[Any]] = [[None] * QUAD for _ in range(n_rows)]
-        for d in range(0, width, LANES):
-            key = [_load_number(b, b.add(address, I64(DIRECT[kind] * d)), kind) for address in at]
-            for i in range(n_rows):
-                row = load(b, b.add(rows, I64(4 * (i * width + d))), FLOATS)
-                acc[i] = [
-                    b.fmul(row, k) if total is None else fused(b, row, k, total)
-                    for total, k in zip(acc[i], key, strict=True)
-                ]
-        return [_sum_quad(b, totals) for totals in acc]
-
-    @op(types.void, types.intp, types.intp, types.intp, types.intp)
-    def dots(b: ir.IRBuilder, keys: ir.Value, key_bytes: ir.Value, rows: ir.Value, scores: ir.Value) -> None:
-        sums = cgutils.alloca_once(b, FLOATS, size=QUAD * n_rows)
-        with cgutils.for_range(b, I64(LANES // QUAD)) as loop:
-            found = quad(b, b.add(keys, b.mul(b.mul(key_bytes, I64(QUAD)), loop.index)), key_bytes, rows)
-            for i, value in enumerate(found):
-                b.store(value, b.gep(sums, [b.add(loop.index, I64(QUAD * i))]))
-        for i in range(n_rows):
-            joined = _join_quads(b, [b.load(b.gep(sums, [I64(QUAD * i + j)])) for j in range(QUAD)])
-            store(b, joined, b.add(scores, I64(score_bytes * i)))
-
-    return dots
+# A key's product with a query is the sum of so many sums.
+PARTIAL_SUMS = QUAD
 
 
 class _Accumulators:
@@ -204,6 +180,51 @@ class _Accumulators:
         for i, row in enumerate(self.tile):
             for j, place in enumerate(row):
                 store(self.b, self.b.load(place), address(i, j))
+
+    def store_sum(self, address: Callable[[int, int], ir.Value]) -> None:
+        """Adds them to what is there."""
+        for i, row in enumerate(self.tile):
+            for j, place in enumerate(row):
+                at = address(i, j)
+                store(self.b, self.b.fadd(load(self.b, at, FLOATS), self.b.load(place)), at)
+
+
+def dot_rows(n_rows: int, n_quads: int, width: int, kind: str, score_bytes: int) -> Any:
+    """dot_rows(keys, key_bytes, rows, scores): products of 16 keys, key_bytes apart, with n_rows rows of float32.
+
+    Each product is the sum of PARTIAL_SUMS sums, over every fourth place in a head, as `product_tile` adds them. So a
+    vector of four keys at four places, times the row's four numbers, gives four of these of each key. scores: 16 of
+    each row, score_bytes from row to row.
+    """
+
+    @op(types.void, types.intp, types.intp, types.intp, types.intp)
+    def dots(b: ir.IRBuilder, keys: ir.Value, key_bytes: ir.Value, rows: ir.Value, scores: ir.Value) -> None:
+        found: list[list[ir.Value]] = [[] for _ in range(n_rows)]
+        for first in range(0, QUAD, n_quads):
+            # The keys of a vector are four apart, so that transposing runs puts all 16 in order.
+            at = [
+                [b.add(keys, b.mul(key_bytes, I64(first + quad + QUAD * j))) for j in range(QUAD)]
+                for quad in range(n_quads)
+            ]
+            acc = _Accumulators(b, n_rows, n_quads)
+            acc.fill(lambda i, j: const(FLOATS, 0.0))
+            with cgutils.for_range(b, I64(width // LANES)) as loop:
+                place, row = b.mul(loop.index, I64(DIRECT[kind] * LANES)), b.add(rows, b.mul(loop.index, I64(VECTOR)))
+                numbers = [
+                    _transposed_runs(b, [_load_number(b, b.add(address, place), kind) for address in own]) for own in at
+                ]
+                for m in range(PARTIAL_SUMS):
+                    own = [_load_run(b, b.add(row, I64(4 * (i * width + QUAD * m)))) for i in range(n_rows)]
+                    acc.add(own, [number[m] for number in numbers])
+            for i in range(n_rows):
+                found[i] += [b.load(acc.tile[i][j]) for j in range(n_quads)]
+        for i, sums in enumerate(found):
+            total, *others = _transposed_lanes(b, sums)
+            for other in others:
+                total = b.fadd(total, other)
+            store(b, total, b.add(scores, I64(score_bytes * i)))
+
+    return dots
 
 
 def add_values(n_rows: int, n_vectors: int, kind: str, weight_bytes: int, sum_bytes: int) -> Any:
@@ -240,16 +261,27 @@ class Strides:
     out: int
 
 
-def product_tile(n_rows: int, n_vectors: int, strides: Strides, *, scaled: bool) -> Any:
+def product_tile(n_rows: int, n_vectors: int, strides: Strides, *, scaled: bool, n_sums: int = 1) -> Any:
     """multiply(x, y, n, out, factors): a tile [n_rows, 16 n_vectors] of out = x y, over n steps; all float32.
 
-    scaled: what `out` holds, its columns times `factors` [16 n_vectors], is added.
+    scaled: what `out` holds, its columns times `factors` [16 n_vectors], is added. n_sums: every n_sums-th step is
+    added up by itself, then these sums one after another; it divides n.
     """
+    assert n_sums == 1 or not scaled
 
     @op(types.void, types.intp, types.intp, types.intp, types.intp, types.intp)
     def multiply(b: ir.IRBuilder, x: ir.Value, y: ir.Value, n: ir.Value, out: ir.Value, factors: ir.Value) -> None:
         def place(i: int, j: int) -> ir.Value:
             return b.add(out, I64(i * strides.out + j * VECTOR))
+
+        def add_steps(acc: _Accumulators, first: int) -> None:
+            with cgutils.for_range(b, b.sdiv(n, I64(n_sums)) if n_sums > 1 else n) as loop:
+                index = b.add(b.mul(loop.index, I64(n_sums)), I64(first))
+                row = b.add(y, b.mul(index, I64(strides.y)))
+                step = b.add(x, b.mul(index, I64(strides.x_step)))
+                vectors = [load(b, b.add(row, I64(j * VECTOR)), FLOATS) for j in range(n_vectors)]
+                numbers = [splat(b, load(b, b.add(step, I64(i * strides.x_row)), F32)) for i in range(n_rows)]
+                acc.add(numbers, vectors)
 
         acc = _Accumulators(b, n_rows, n_vectors)
         if scaled:
@@ -257,13 +289,12 @@ def product_tile(n_rows: int, n_vectors: int, strides: Strides, *, scaled: bool)
             acc.fill(lambda i, j: b.fmul(load(b, place(i, j), FLOATS), columns[j]))
         else:
             acc.fill(lambda i, j: const(FLOATS, 0.0))
-        with cgutils.for_range(b, n) as loop:
-            row = b.add(y, b.mul(loop.index, I64(strides.y)))
-            step = b.add(x, b.mul(loop.index, I64(strides.x_step)))
-            vectors = [load(b, b.add(row, I64(j * VECTOR)), FLOATS) for j in range(n_vectors)]
-            numbers = [splat(b, load(b, b.add(step, I64(i * strides.x_row)), F32)) for i in range(n_rows)]
-            acc.add(numbers, vectors)
+        add_steps(acc, 0)
         acc.store(place)
+        for first in range(1, n_sums):
+            acc.fill(lambda i, j: const(FLOATS, 0.0))
+            add_steps(acc, first)
+            acc.store_sum(place)
 
     return multiply
 
@@ -294,20 +325,48 @@ def fill_row(n_vectors: int) -> Any:
 
 @op(floats, floats)
 def exp_negative(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """e to the power of lanes that are at most 0, as `vectors.exp`; NaN where a lane is."""
+    """e to the power of lanes that are at most 0, as `vectors.exp`; NaN where a lane is, 0 below -87.3: what is hidden
+    counts for nothing at all."""
 
     def number(value: float) -> ir.Constant:
         return const(FLOATS, value)
 
-    least = number(-87.3)
-    x = b.select(b.fcmp_ordered(">", least, x), least, x)
+    is_small = b.fcmp_ordered(">", number(-87.3), x)
     n = call(b, "llvm.rint.v16f32", FLOATS, b.fmul(x, number(1.4426950408889634)))
     r = fused(b, n, number(2.12194440e-4), fused(b, n, number(-0.693359375), x))
     p = number(1.9875691500e-4)
     for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1, 1.0, 1.0):
         p = fused(b, p, r, number(coefficient))
     power = b.shl(b.add(b.fptosi(n, INTS), const(INTS, 127)), const(INTS, 23))
-    return b.fmul(p, b.bitcast(power, FLOATS))
+    return b.select(is_small, number(0.0), b.fmul(p, b.bitcast(power, FLOATS)))
+
+
+@op(types.float32, floats)
+def sum_halves(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The sum of all lanes: lanes 8 apart are added, then those 4, 2 and 1 apart, as `sum_columns` adds rows."""
+    for size in (8, 4, 2, 1):
+        value = b.fadd(value, _pick(b, value, value, [i ^ size for i in range(LANES)]))
+    return b.extract_element(value, I32(0))
+
+
+def sum_columns(stride: int) -> Any:
+    """sum_columns(address): the sum of TILE vectors, `stride` bytes apart, in the order in which `attention_few` adds
+    what lies side by side: every 16th, then these as `sum_halves` does."""
+
+    @op(floats, types.intp)
+    def sums(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+        def part(first: int, step: int) -> ir.Value:
+            """The sum of vectors first, first + step, …"""
+            if step < LANES:
+                return b.fadd(part(first, 2 * step), part(first + step, 2 * step))
+            total = load(b, b.add(address, I64(first * stride)), FLOATS)
+            for j in range(first + LANES, TILE, LANES):
+                total = b.fadd(total, load(b, b.add(address, I64(j * stride)), FLOATS))
+            return total
+
+        return part(0, 1)
+
+    return sums
 
 
 @inline
