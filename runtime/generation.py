@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..loaders.tokenizer import Tokenizer
 from .engine.engine import Engine, Handle, TokenLogprobs
+from .sampling import SamplingParams
 from .stop import StopFilter
 
 
@@ -54,19 +57,56 @@ class Completion:
         return self.text
 
 
+class OutputText:
+    """The text of a request's tokens, which stop texts end. Those are looked for with control tokens shown as they are
+    spelled, and what is given out is without them.
+
+    Where there are stop texts, the engine calls `put` with every token, and the request ends with the token that
+    completes one. n_stop: that token's number, from 1; None before.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self.has_stops = any(params.stop)
+        self.n_stop: int | None = None
+        self._piece = tokenizer.token_to_piece
+        self._eog = frozenset() if params.ignore_eos else frozenset(tokenizer.eog_ids)
+        self._stop = StopFilter(params.stop)
+        self._n = 0
+        # Put by the thread that steps, taken by the one that reads.
+        self._given: deque[bytes] = deque()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def put(self, token: int) -> bool:
+        """The next token; true if a stop text is complete."""
+        self._n += 1
+        piece = self._piece(token, True)
+        hidden = token in self._eog or not self._piece(token, False)
+        self._given.append(self._stop.put(piece, hidden=hidden))
+        if self._stop.found:
+            self.n_stop = self._n
+        return self._stop.found
+
+    def take(self, token: int) -> str:
+        """The text that a token completes; `put` came before where there are stop texts."""
+        if self.has_stops:
+            return self._decoder.decode(self._given.popleft())
+        return "" if token in self._eog else self._decoder.decode(self._piece(token, False))
+
+    def finish(self) -> str:
+        """The rest; a character that stayed incomplete becomes U+FFFD."""
+        return self._decoder.decode(self._stop.finish(), final=True)
+
+
 class Generation:
     """A request under way: iterate for pieces of text, then ask for the completion. Closed before its end, it ends.
 
     Iterating raises what the request failed with: what came before is not the whole text.
     """
 
-    def __init__(self, engine: Engine, handle: Handle, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: Engine, handle: Handle, text: OutputText) -> None:
         self.finish_reason: str | None = None
         self.engine, self.handle = engine, handle
-        # raw: what is generated goes on from the prompt, so a space at its beginning is part of it.
-        self._decoder = tokenizer.stream(unparse_special=False, raw=True)
-        self._stop = StopFilter(handle.params.stop)
-        self._eog = frozenset() if handle.params.ignore_eos else frozenset(tokenizer.eog_ids)
+        self._text = text
         self._n_read = 0
         self._news = threading.Event()
         handle.listener = self._news.set
@@ -95,17 +135,13 @@ class Generation:
         reason = self.handle.finish_reason
         text = ""
         while not self.ended and self._n_read < len(self.handle.tokens):
-            token = self.handle.tokens[self._n_read]
+            text += self._text.take(self.handle.tokens[self._n_read])
             self._n_read += 1
-            if token not in self._eog:
-                text += self._stop.put(self._decoder.put(token))
-            if self._stop.found:
-                self.engine.cancel(self.handle)
+            if self._n_read == self._text.n_stop:
                 self.finish_reason = "stop"
         if reason is not None and not self.ended:
-            text += self._stop.put(self._decoder.finish()) + self._stop.finish()
-            self.finish_reason = "stop" if self._stop.found else reason
-        return text
+            self.finish_reason = reason
+        return text + self._text.finish() if self.ended else text
 
     def __iter__(self) -> Iterator[str]:
         yield from self.pieces()
@@ -113,13 +149,16 @@ class Generation:
 
     def pieces(self) -> Iterator[str]:
         """As iterating, but a request that fails only ends: `finish_reason` says "error"."""
+        return filter(None, self.steps())
+
+    def steps(self) -> Iterator[str]:
+        """As pieces, but an empty text, too, where a step brought none: prompts are read in several steps, and control
+        tokens have no text."""
         try:
             while not self.ended:
                 if not self.pending:
                     self._wait()
-                text = self.take()
-                if text:
-                    yield text
+                yield self.take()
         finally:
             self.close()
 

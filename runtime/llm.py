@@ -27,7 +27,7 @@ from .engine.cache_file import restore_cache, save_cache
 from .engine.pages import GroupSpec
 from .engine.request import QueueFull
 from .engine.vocabulary import Vocabulary
-from .generation import Completion, Generation
+from .generation import Completion, Generation, OutputText
 from .memory import MemoryPlan
 from .model import ModelOptions, Route, load_model, read_model_config
 from .sampling import SamplingParams, recommended_params
@@ -292,8 +292,16 @@ class LLM:
         tokens = self.tokenize(prompt)
         if not hasattr(self, "engine"):
             raise RuntimeError("the model was closed")
-        handle = self.engine.submit(tokens, params, priority=priority, timeout=timeout, cache_prompt=cache_prompt)
-        return Generation(self.engine, handle, self.tokenizer)
+        text = OutputText(self.tokenizer, params)
+        handle = self.engine.submit(
+            tokens,
+            params,
+            priority=priority,
+            timeout=timeout,
+            cache_prompt=cache_prompt,
+            watch=text.put if text.has_stops else None,
+        )
+        return Generation(self.engine, handle, text)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """A prompt's tokens, with the model's special ones where it is a text. TypeError for anything else."""

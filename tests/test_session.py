@@ -1,38 +1,12 @@
-"""Stop texts, dispatch over backends, attention by definition."""
+"""Dispatch over backends, attention by definition."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from naiad.runtime.backends.torch import TorchOps, attend
 from naiad.runtime.ops import AttentionParams, Declined, Dispatch
-from naiad.runtime.stop import StopFilter
 
 CPU = torch.device("cpu")
-
-
-def test_stop_filter_cuts_at_the_first_stop_text() -> None:
-    stop = StopFilter(["</end>", "<x>"])
-    assert stop.put("hello </e") == "hello "
-    assert stop.put("nd> more <x>") == ""
-    assert stop.found
-    assert stop.put("even more") == ""
-
-
-@given(st.text("ab<>", max_size=30), st.lists(st.text("ab<>", min_size=1, max_size=4), max_size=3), st.data())
-def test_stop_filter_equals_searching_the_whole_text(text: str, stops: list[str], data: st.DataObject) -> None:
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
-    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    stop = StopFilter(stops)
-    out = "".join(stop.put(piece) for piece in pieces) + stop.finish()
-    # A stream sees the stop text that ends first; the search must look for that one, not for the leftmost begin.
-    ends = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
-    assert stop.found == bool(ends)
-    if len(pieces) == 1 or not ends:
-        assert out == (text[: min(begin for _, begin in ends)] if ends else text)
-    else:
-        assert out in {text[:begin] for _, begin in ends}
 
 
 class Picky(TorchOps):

@@ -47,7 +47,8 @@ class Handle:
 
     tokens: what was generated. finish_reason: None while it runs, then "stop", "length", "cancelled", "timeout" or
     "error" (`error` says which). Times are of time.perf_counter; started: when its first step began.
-    listener: called from the stepping thread when something has come.
+    listener: called from the stepping thread when something has come. watch: called there with every token; the request
+    ends with "stop" at the first for which it returns true.
     """
 
     request: Request
@@ -62,6 +63,7 @@ class Handle:
     first_token: float = 0.0
     last_token: float = 0.0
     listener: Callable[[], None] | None = None
+    watch: Callable[[int], bool] | None = None
 
     def tell(self) -> None:
         """Calls the listener; one that raises is not called again, and disturbs nobody."""
@@ -154,6 +156,7 @@ class Engine(Forked):
         timeout: float | None = None,
         cache_prompt: bool = True,
         listener: Callable[[], None] | None = None,
+        watch: Callable[[int], bool] | None = None,
     ) -> Handle:
         """A new request. timeout: seconds from now after which it ends.
 
@@ -172,7 +175,7 @@ class Engine(Forked):
         )
         # In the caller's thread, as it may take a moment that running streams should not wait for.
         breakers = self.vocabulary.breakers(params)
-        handle = Handle(request, params, breakers, submitted=time.perf_counter(), listener=listener)
+        handle = Handle(request, params, breakers, submitted=time.perf_counter(), listener=listener, watch=watch)
         with self._lock:
             if self._closed is not None:
                 raise RuntimeError(self._closed)
@@ -355,7 +358,11 @@ class Engine(Forked):
             handle.last_token = now
             if request in places and places[request] in logprobs:
                 handle.logprobs.append(_token_logprobs(token, logprobs[places[request]], handle.params.n_probs))
+            stopped = handle.watch is not None and handle.watch(token)
             handle.tokens.append(token)
+            if stopped:
+                with self._lock:
+                    self.scheduler.cancel(request, "stop")
             handle.tell()
         return True
 

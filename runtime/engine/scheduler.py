@@ -109,14 +109,14 @@ class Scheduler:
         if request.max_tokens == 0:
             self._end(request, "length")
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
         """Ends a request: it is in no later step. Nothing happens if it has ended already.
 
         Its pages and slot are free at once, though steps that are launched already may still write to them: whoever
         gets them next writes in a later step, and what stays indexed does not include positions that those steps write.
         """
         if request.finish_reason is None:
-            self._end(request, "cancelled")
+            self._end(request, reason)
 
     def abort_all(self, error: str) -> None:
         """Ends all requests with "error"; what steps that have not completed were to write is forgotten."""
