@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.history import InMemoryHistory
 
 from naiad.loaders.private import private_folder, user_cache
+from naiad.runtime.cli.history import _history
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
 NOBODY = 65534
@@ -205,3 +207,13 @@ def test_where_a_user_keeps_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr(Path, "home", homeless)
     assert user_cache("x") is None
+
+
+def test_conversations_are_kept_where_nobody_else_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    kept = _history()
+    kept.store_string("Hello!")
+    folder = tmp_path / ".local" / "state" / "naiad"
+    assert "+Hello!" in (folder / "history").read_text() and mode(folder) == 0o700
+    folder.chmod(0o770)
+    assert isinstance(_history(), InMemoryHistory)

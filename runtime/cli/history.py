@@ -11,6 +11,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.output import create_output
 
+from ...loaders.private import private_folder
 from .texts import argument_text
 
 
@@ -44,8 +45,8 @@ def edited_lines() -> Callable[[], str]:
 
 def _history() -> History:
     try:
-        path = Path.home() / ".local" / "state" / "naiad" / "history"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Conversations are appended to no file that somebody else has put there.
+        folder = private_folder(Path.home() / ".local" / "state" / "naiad")
     except (OSError, RuntimeError):
         return InMemoryHistory()
-    return PatientHistory(str(path))
+    return PatientHistory(str(folder.path / "history"))
