@@ -38,7 +38,7 @@ class Conversation:
         self.messages = list(self.start)
 
     def answer(self, text: str) -> Generator[str | Generation, None, None]:
-        """Yields the answer's pieces and at last the generation; what was said stays in the conversation.
+        """Yields the answer's pieces, empty ones too, and at last the generation; what was said stays a part of it all.
 
         An answer that is broken off is kept as far as it came; a message that cannot be answered is dropped.
         """
@@ -50,7 +50,8 @@ class Conversation:
             raise
         pieces: list[str] = []
         try:
-            for piece in generation.pieces():
+            yield ""
+            for piece in generation.steps():
                 pieces.append(piece)
                 yield piece
             if generation.finish_reason == "error":
@@ -74,13 +75,14 @@ class Chat:
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.attached: list[str] = []
+        self.stopped = False  # the last answer
 
     def run(self, first: str | None, *, once: bool) -> int:
         """The whole chat; returns the exit code."""
         if first is not None:
-            finished = self.say(first)
+            self.say(first)
             if once:
-                return 0 if finished else 130
+                return 130 if self.stopped else 0
         read = _line_reader()
         if sys.stdin is not None and sys.stdin.isatty():
             print("Type a message, or /help for the commands.", file=sys.stderr)
@@ -106,7 +108,7 @@ class Chat:
                 print(f"error: {error}", file=sys.stderr)
                 continue
             if answered and once:
-                return 0
+                return 130 if self.stopped else 0
 
     def handle(self, line: str) -> bool:
         """One line of input; true if it was answered."""
@@ -137,8 +139,8 @@ class Chat:
             return True
         return False
 
-    def say(self, text: str) -> bool:
-        """Prints the answer to a message as it comes; false if it was interrupted."""
+    def say(self, text: str) -> None:
+        """Prints the answer to a message as it comes, until Ctrl-C."""
         from .run import print_timings
 
         answer = self.conversation.answer(text)
@@ -148,16 +150,16 @@ class Chat:
                     end_text()
                     print(flush=True)
                     print_timings(piece)
-                else:
+                elif piece:
                     print(piece, end="", flush=True)
                 if interrupt.pressed:
                     break
         # Closed here, the conversation keeps the part of the answer that was shown.
         answer.close()
         end_text()
-        if interrupt.pressed:
+        self.stopped = interrupt.pressed
+        if self.stopped:
             print("\n(stopped)", file=sys.stderr)
-        return not interrupt.pressed
 
     def _attach(self, name: str) -> None:
         try:

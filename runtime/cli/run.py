@@ -96,12 +96,13 @@ def _prompt(values: dict[str, Any]) -> str | None:
 
 def _continue_text(llm: LLM, prompt: str, params: SamplingParams, *, display_prompt: bool) -> int:
     """The prompt's text and what follows it, as llama-completion does."""
-    generation = llm.start(prompt, params)
-    if display_prompt:
-        print(prompt, end="", flush=True)
     with Interrupt() as interrupt:
-        for piece in generation.pieces():
-            print(piece, end="", flush=True)
+        generation = llm.start(prompt, params)
+        if display_prompt:
+            print(prompt, end="", flush=True)
+        for piece in () if interrupt.pressed else generation.steps():
+            if piece:
+                print(piece, end="", flush=True)
             if interrupt.pressed:
                 break
     generation.close()
