@@ -10,6 +10,11 @@ import numpy as np
 MAX_QUOTED = 80
 
 
+def written(value: Any) -> str:
+    """A short piece of a value, texts without quotation marks."""
+    return value[:MAX_QUOTED] if isinstance(value, str) else quoted(value)
+
+
 def quoted(value: Any, limit: int = MAX_QUOTED) -> str:
     """repr(value) where that is short, else about `limit` letters of it and how long the value is."""
     if isinstance(value, str | bytes) and len(value) > limit:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..quote import quoted
 from .json_file import Fields
 
 MAX_LAYERS = 1024
@@ -113,12 +114,16 @@ def read_config(config: Mapping[str, Any], where: str) -> HFConfig:
         name = "gemma3_text"
         config = {**config, **Fields(where, config).section("text_config").values}
     if not isinstance(name, str) or name not in MODEL_TYPES:
-        raise ValueError(f"{where}: model_type {name!r} is not supported, expected one of {', '.join(MODEL_TYPES)}")
+        raise ValueError(
+            f"{where}: model_type {quoted(name)} is not supported, expected one of {', '.join(MODEL_TYPES)}"
+        )
     kind = MODEL_TYPES[name]
     f = Fields(where, config, kind.defaults)
     if "quantization_config" in f:
         method = f.section("quantization_config").get("quant_method")
-        raise ValueError(f"{where}: checkpoints quantised by {method!r} are not supported, expected F32, F16 or BF16")
+        raise ValueError(
+            f"{where}: checkpoints quantised by {quoted(method)} are not supported, expected F32, F16 or BF16"
+        )
     draft = _sizes(f)
     _rope(draft)
     for add in kind.parts:
@@ -184,7 +189,9 @@ def _rope(draft: _Draft) -> None:
     draft.kv["rope.dimension_count"] = int(draft.head_dim * share)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
-        raise ValueError(f"{rope.where}: rope_type {kind!r} is not supported, expected one of {', '.join(ROPE_TYPES)}")
+        raise ValueError(
+            f"{rope.where}: rope_type {quoted(kind)} is not supported, expected one of {', '.join(ROPE_TYPES)}"
+        )
     ROPE_TYPES[kind](draft, rope)
 
 

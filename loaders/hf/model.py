@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..quote import quoted
 from ..stored import StoredTensor
 from .config import HFConfig, read_config
 from .files import CONFIG, GENERATION, INDEX, WEIGHTS, index_files, reads_index
@@ -94,7 +95,9 @@ def _pieces(folder: Path, use_mmap: bool) -> dict[str, Piece]:
         pieces |= {tensor: Piece(file, tensor) for tensor in file.entries if weight_map.get(tensor) == name}
     missing = weight_map.keys() - pieces.keys()
     if missing:
-        raise ValueError(f"{index_path}: {len(missing)} tensors are not where it says, {min(missing)!r} among them")
+        raise ValueError(
+            f"{index_path}: {len(missing)} tensors are not where it says, {quoted(min(missing))} among them"
+        )
     return pieces
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ...quant.formats import BF16, F16, F32, Format
+from ..quote import quoted, written
 from ..stored import Bytes, TensorFile, swap_bytes
 from .json_file import parse_json
 
 # The limit of the reference implementation.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMS = 8
+MAX_NAME = 1024
 FORMATS: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
 
 
@@ -37,7 +39,7 @@ class Entry:
     def format(self) -> Format:
         """ValueError for a dtype that models here are not made of."""
         if self.dtype not in FORMATS:
-            raise ValueError(f"dtype {self.dtype} is not supported, expected one of {', '.join(FORMATS)}")
+            raise ValueError(f"dtype {self.dtype[:80]} is not supported, expected one of {', '.join(FORMATS)}")
         return FORMATS[self.dtype]
 
 
@@ -92,15 +94,17 @@ def _entries(header: Mapping[str, Any], start: int, size: int) -> dict[str, Entr
 
 
 def _entry(name: str, fields: Any, start: int) -> Entry:
+    if len(name) > MAX_NAME:
+        raise ValueError(f"tensor {quoted(name)} has a name of more than {MAX_NAME} characters")
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
         raise ValueError(f"tensor {name!r} must have dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str):
-        raise ValueError(f"tensor {name!r} has the dtype {dtype!r}, expected a name")
+        raise ValueError(f"tensor {name!r} has the dtype {quoted(dtype)}, expected a name")
     if not _are_sizes(shape) or len(shape) > MAX_DIMS:
-        raise ValueError(f"tensor {name!r} has shape {str(shape)[:80]}, expected at most {MAX_DIMS} sizes")
+        raise ValueError(f"tensor {name!r} has shape {written(shape)}, expected at most {MAX_DIMS} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor {name!r} has data_offsets {str(offsets)[:80]}, expected its start and its end")
+        raise ValueError(f"tensor {name!r} has data_offsets {written(offsets)}, expected its start and its end")
     # A size of 0 does not make the others harmless: torch counts in int64.
     if math.prod(max(n, 1) for n in shape) >= 2**60:
         raise ValueError(f"tensor {name!r} has shape {shape}, expected less than 2**60 elements")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..quote import quoted, written
 from ..tokenizer.carried import CARRIED, step_kinds
 from ..tokenizer.vocab import EMBEDDED_KEY
 from .files import GENERATION
@@ -80,9 +81,9 @@ class _Vocabulary:
 
     def put(self, token: Any, text: Any, score: float, kind: TokenType) -> None:
         if type(token) is not int or not 0 <= token < len(self.tokens):
-            raise ValueError(f"{self.where}: token id {token!r} is outside 0 ... {len(self.tokens) - 1}")
+            raise ValueError(f"{self.where}: token id {quoted(token)} is outside 0 ... {len(self.tokens) - 1}")
         if not isinstance(text, str) or SURROGATE.search(text):
-            raise ValueError(f"{self.where}: token {token} must be valid text, found {text!r}")
+            raise ValueError(f"{self.where}: token {token} must be valid text, found {quoted(text)}")
         self.tokens[token], self.scores[token], self.types[token] = text, score, kind
 
     def put_added(self, token: Any, entry: Mapping[str, Any], score: float = ADDED_SCORE) -> None:
@@ -183,7 +184,7 @@ def _fill_from_json(vocabulary: _Vocabulary, tokenizer: Mapping[str, Any]) -> No
     model = _part(tokenizer, "model")
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise ValueError(
-            f"{vocabulary.where}: a model of type BPE with a vocab is expected, found {model.get('type')!r}"
+            f"{vocabulary.where}: a model of type BPE with a vocab is expected, found {quoted(model.get('type'))}"
         )
     unknown = model.get("unk_token")
     for text, token in model["vocab"].items():
@@ -213,14 +214,17 @@ def _fill_from_sentencepiece(
     if isinstance(decoder, dict):
         for number, entry in decoder.items():
             vocabulary.put_added(
-                int(number) if number.isdecimal() else number, entry if isinstance(entry, dict) else {}
+                int(number) if number.isdecimal() and len(number) < 20 else number,
+                entry if isinstance(entry, dict) else {},
             )
     # llama.cpp's converter takes all of these for Phi-3 only; others keep what SentencePiece calls control or unknown.
     if architecture == "phi3" or not isinstance(decoder, dict):
         special = (TokenType.UNKNOWN, TokenType.CONTROL)
         kept = {(str(i), vocabulary.tokens[i]) for i, kind in enumerate(vocabulary.types) if kind in special}
         for entry in _added_tokens(files.get("tokenizer.json", {}), vocabulary.where):
-            if architecture == "phi3" or (str(entry.get("id")), entry.get("content")) not in kept:
+            number = entry.get("id")
+            place = str(number) if isinstance(number, int | str) else ""
+            if architecture == "phi3" or (place, _text_of(entry)) not in kept:
                 vocabulary.put_added(entry.get("id"), entry)
     return model.add_dummy_prefix
 
@@ -246,7 +250,7 @@ def _merges(where: str, tokenizer: Mapping[str, Any]) -> list[tuple[str, str]]:
             case [str(left), str(right)]:
                 pairs.append((left.replace(" ", "\u0120"), right.replace(" ", "\u0120")))
             case _:
-                raise ValueError(f"{where}: a merge must be a pair of tokens, found {str(merge)[:80]}")
+                raise ValueError(f"{where}: a merge must be a pair of tokens, found {written(merge)}")
     if SURROGATE.search("".join(map("".join, pairs))):
         raise ValueError(f"{where}: the merges must be valid text")
     return pairs
@@ -290,7 +294,7 @@ def _cuts(node: Mapping[str, Any]) -> list[str]:
     isolates = (node.get("behavior"), bool(node.get("invert"))) in (("Isolated", False), ("Removed", True))
     if kind == "Split" and isolates and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
         return [pattern["Regex"]]
-    return [f"{kind} ..."]
+    return [f"{quoted(kind)} ..."]
 
 
 def looks_special(text: str) -> bool:

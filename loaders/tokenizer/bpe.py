@@ -55,9 +55,11 @@ class BPE:
     def kept(self, text: str) -> int:
         if self._pre.carried:
             return 0  # its steps may drop any part of a text
+        if self._drop_spaces:
+            return 0  # and letters become others
         if self._pre.raw_utf8:
-            # Letters that are no tokens may be dropped, and the whitespace model drops spaces and changes letters.
-            return 0 if self._drop_spaces else sum(map(self._single.__contains__, text))
+            # Letters that are no tokens may be dropped.
+            return sum(map(self._single.__contains__, text))
         return len(text.encode().translate(None, self._dropped))
 
     def _parts(self, fragment: str | int) -> Iterator[str | int]:
