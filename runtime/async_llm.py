@@ -44,28 +44,28 @@ class AsyncLLM:
         self.llm.close()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, **changes: Any
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: float = 0, **changes: Any
     ) -> Completion:
         """As LLM.generate, for one prompt; gather several for a batch."""
         generation = await self.start(prompt, params, priority=priority, **changes)
         return generation.completion("".join([piece async for piece in self.pieces(generation)]))
 
     async def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *, priority: int = 0, **changes: Any
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *, priority: float = 0, **changes: Any
     ) -> Completion:
         """As LLM.chat."""
         prompt = await asyncio.to_thread(self.llm.chat_prompt, messages)
         return await self.generate(prompt, params, priority=priority, **changes)
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, **changes: Any
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: float = 0, **changes: Any
     ) -> AsyncIterator[str]:
         """As LLM.stream."""
         async for piece in self.pieces(await self.start(prompt, params, priority=priority, **changes)):
             yield piece
 
     async def chat_stream(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *, priority: int = 0, **changes: Any
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *, priority: float = 0, **changes: Any
     ) -> AsyncIterator[str]:
         """As LLM.chat_stream."""
         prompt = await asyncio.to_thread(self.llm.chat_prompt, messages)

@@ -190,6 +190,6 @@ class Generation:
         return Completion(text, tokens, self.finish_reason or "cancelled", timings, logprobs, h.error)
 
     def check(self) -> None:
-        """RuntimeError if the request has failed."""
+        """RuntimeError if the request has failed, ValueError if it was refused."""
         if self.finish_reason == "error":
-            raise RuntimeError(self.handle.error)
+            raise self.handle.refusal or RuntimeError(self.handle.error)

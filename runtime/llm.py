@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -21,9 +21,11 @@ from ..loaders.chat_template import BrokenTemplate, ChatTemplate, adapt_messages
 from ..loaders.open import open_model
 from ..loaders.stored import ModelSource
 from ..loaders.tokenizer import Tokenizer
+from . import checks
 from .demo import demo_model
 from .engine.build import MAX_SEQS, N_BATCH, EngineOptions, engine_memory, make_engine
 from .engine.cache_file import restore_cache, save_cache
+from .engine.engine import Engine
 from .engine.pages import GroupSpec
 from .engine.request import QueueFull
 from .engine.vocabulary import Vocabulary
@@ -84,11 +86,14 @@ class LLM:
         chat_template: str | None = None,
         progress: bool = False,
     ) -> None:
-        if n_threads is not None and n_threads < 1:
-            raise ValueError(f"n_threads must be at least 1, found {n_threads}")
-        if n_threads is not None or threads is not None:
-            threads = threads or ThreadOptions(n_threads=n_threads)
-            torch.set_num_threads(plan_threads(threads).batch.n_threads)
+        use_mmap, progress = checks.switch("use_mmap", use_mmap), checks.switch("progress", progress)
+        if model is not None:
+            checks.path("model", model)
+        if chat_template is not None:
+            checks.text("chat_template", chat_template)
+        if n_threads is not None:
+            n_threads = checks.integer("n_threads", n_threads, 1)
+            threads = ThreadOptions(n_threads=n_threads) if threads is None else threads
         engine_options = EngineOptions(
             n_batch=n_batch,
             max_seqs=max_seqs,
@@ -110,10 +115,12 @@ class LLM:
             cache_type_v=cache_type_v,
             route=route,
             batch_invariant=batch_invariant,
-            threads=threads or ThreadOptions(),
+            threads=ThreadOptions() if threads is None else threads,
             cpu_isa=cpu_isa,
             on_compile=_announcement(wanted=progress),
         )
+        if threads is not None:
+            torch.set_num_threads(plan_threads(threads).batch.n_threads)
         self.path = Path(model) if model is not None else demo_model()
         source = open_model(self.path, use_mmap=use_mmap)
         self.kv = source.kv
@@ -208,7 +215,7 @@ class LLM:
         Everything is checked before anything runs (ValueError). What fails while it runs raises RuntimeError for one
         prompt; of many, the others go on, and the completion's finish_reason is "error".
         """
-        if isinstance(prompt, str) or not len(prompt) or not isinstance(prompt[0], str | Sequence):
+        if not _is_many(prompt):
             return self._finish(self.start(cast(Prompt, prompt), cast(SamplingParams | None, params), **changes))
         prompts = cast(Sequence[Prompt], prompt)
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
@@ -228,6 +235,8 @@ class LLM:
             for i, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
                 try:
                     generations.append(self._start_when_there_is_room(prompt, own, changes))
+                    if (refusal := generations[-1].handle.refusal) is not None:
+                        raise refusal
                 except ValueError as error:
                     raise ValueError(f"prompt {i}: {error}") from None
             completions = []
@@ -264,6 +273,7 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a conversation, ready for the assistant's turn."""
+        checks.messages(messages)
         if self.chat_template is None:
             raise ValueError(f"{self.path} has no chat template; give one by name or as Jinja text (chat_template=…)")
         t = self.tokenizer
@@ -276,7 +286,7 @@ class LLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        priority: int = 0,
+        priority: float = 0,
         timeout: float | None = None,
         cache_prompt: bool = True,
         **changes: Any,
@@ -285,15 +295,17 @@ class LLM:
 
         It advances whenever one of the LLM's generations is iterated over. priority: higher ones run first. timeout:
         seconds after which it ends. cache_prompt: whether it uses and leaves prefixes in the cache.
+
+        What is wrong with a prompt or with params is raised at once; a priority or a timeout that is nan, infinite or
+        beyond bounds when the generation is read, so that those started before it are not lost.
         """
         if params is not None and not isinstance(params, SamplingParams):
             raise TypeError(f"expected SamplingParams for a prompt, found {type(params).__name__}")
+        self._engine()
         params = replace(params or self.default_params, **changes)
         tokens = self.tokenize(prompt)
-        if not hasattr(self, "engine"):
-            raise RuntimeError("the model was closed")
         text = OutputText(self.tokenizer, params)
-        handle = self.engine.submit(
+        handle = self._engine().submit(
             tokens,
             params,
             priority=priority,
@@ -303,13 +315,24 @@ class LLM:
         )
         return Generation(self.engine, handle, text)
 
+    def _engine(self) -> Engine:
+        if not hasattr(self, "engine"):
+            raise RuntimeError("the model was closed")
+        return self.engine
+
     def tokenize(self, prompt: Prompt) -> list[int]:
         """A prompt's tokens, with the model's special ones where it is a text. TypeError for anything else."""
         if isinstance(prompt, str):
             return self._encode(prompt)
-        if isinstance(prompt, Mapping) or not hasattr(prompt, "__iter__"):
+        if isinstance(prompt, Mapping | bytes | bytearray | Set) or not hasattr(prompt, "__iter__"):
             raise TypeError(f"expected a text or a list of token ids, found {type(prompt).__name__}")
-        return [_token(value) for value in prompt]
+        # What cannot fit is not looked at.
+        n_ctx = self.memory.n_ctx
+        n = len(prompt) if hasattr(prompt, "__len__") else 0
+        tokens = list(islice(prompt, n_ctx + 1)) if n <= n_ctx else []
+        if len(tokens) > n_ctx or n > n_ctx:
+            raise ValueError(f"the prompt has {n or 'more'} tokens, but the context holds {n_ctx}")
+        return tokens if set(map(type, tokens)) <= {int} else [checks.token(value) for value in tokens]
 
     def _encode(self, text: str) -> list[int]:
         """ValueError, before it takes long, for a text that cannot fit."""
@@ -320,27 +343,31 @@ class LLM:
 
     def save_cache(self, path: str | os.PathLike[str], prompt: Prompt) -> int:
         """Writes what the cache holds of a prompt to a file; how many tokens that is. ValueError where that is none."""
-        tokens = self.tokenize(prompt)
-        return save_cache(self.engine, path, tokens)
+        engine, tokens = self._engine(), self.tokenize(prompt)
+        engine.vocabulary.check_tokens(tokens)
+        return save_cache(engine, checks.path("path", path), tokens)
 
     def restore_cache(self, path: str | os.PathLike[str]) -> int:
         """Reads such a file back: prompts that begin with its tokens find them in the cache. The number of tokens.
 
         ValueError for a file of another model, other cache types or another version, or one that is damaged.
         """
-        return restore_cache(self.engine, path)
+        return restore_cache(self._engine(), checks.path("path", path))
 
     @staticmethod
     def _finish(generation: Generation) -> Completion:
         return generation.completion("".join(generation))
 
 
-def _token(value: Any) -> int:
-    """A token id as Python's integer, whatever library's integer it is."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"expected token ids as integers, found {value!r}") from None
+def _is_many(prompt: Any) -> bool:
+    """Whether it is a list of prompts. TypeError for what is neither a prompt nor a list of them."""
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, Mapping | bytes | bytearray | Set) or not hasattr(prompt, "__getitem__"):
+        found = type(prompt).__name__
+        raise TypeError(f"expected a text or a list of token ids, or a list of such prompts, found {found}")
+    # Single numbers of other libraries have no dimension.
+    return bool(len(prompt)) and hasattr(prompt[0], "__len__") and getattr(prompt[0], "ndim", 1) > 0
 
 
 def _announcement(*, wanted: bool) -> Callable[[str, bool], None]:

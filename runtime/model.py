@@ -14,6 +14,7 @@ from ..loaders.stored import ModelSource
 from ..quant.cache_types import cache_type
 from ..quant.floats import FLOAT_DTYPES
 from .backends.torch import TorchOps
+from .checks import integer, quoted, switch, text
 from .config import ModelConfig
 from .decoder import Decoder, build_decoder
 from .devices import DeviceInfo, activation_dtype, find_device, list_devices
@@ -69,18 +70,26 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         if self.dequantize not in ("auto", "on", "off"):
-            raise ValueError(f"dequantize must be auto, on or off, found {self.dequantize!r}")
+            raise ValueError(f"dequantize must be auto, on or off, found {quoted(self.dequantize)}")
         if self.flash_attn not in ("auto", "on", "off"):
-            raise ValueError(f"flash_attn must be auto, on or off, found {self.flash_attn!r}")
+            raise ValueError(f"flash_attn must be auto, on or off, found {quoted(self.flash_attn)}")
         if self.route not in ROUTES:
-            raise ValueError(f"route must be int8, exact or mixed, found {self.route!r}")
-        for name in (self.cache_type_k, self.cache_type_v):
-            if name is not None:
-                cache_type(name)
-        if self.n_ctx < 0:
-            raise ValueError(f"n_ctx must be 0 or more, found {self.n_ctx}")
-        if self.n_gpu_layers is not None and self.n_gpu_layers < 0:
-            raise ValueError(f"n_gpu_layers must be 0 or more, found {self.n_gpu_layers}")
+            raise ValueError(f"route must be int8, exact or mixed, found {quoted(self.route)}")
+        for name in ("device", "cache_type_k", "cache_type_v", "cpu_isa"):
+            if getattr(self, name) is not None:
+                text(name, getattr(self, name))
+        for kind in (self.cache_type_k, self.cache_type_v):
+            if kind is not None:
+                cache_type(kind)
+        object.__setattr__(self, "n_ctx", integer("n_ctx", self.n_ctx, 0))
+        if self.n_gpu_layers is not None:
+            object.__setattr__(self, "n_gpu_layers", integer("n_gpu_layers", self.n_gpu_layers, 0))
+        object.__setattr__(self, "batch_invariant", switch("batch_invariant", self.batch_invariant))
+        if self.weight_dtype not in WEIGHT_DTYPES.values():
+            found = quoted(self.weight_dtype)
+            raise ValueError(f"weight_dtype must be torch's float32, bfloat16 or float16, found {found}")
+        if not isinstance(self.threads, ThreadOptions):
+            raise ValueError(f"threads must be ThreadOptions, found {quoted(self.threads)}")
 
 
 @dataclass(frozen=True, slots=True)

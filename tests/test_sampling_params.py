@@ -1,11 +1,14 @@
 """What a request can ask of sampling, what is refused, and what becomes one call of the sampler."""
 
 import math
+from fractions import Fraction
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
 
+from naiad.runtime.checks import quoted
 from naiad.runtime.sampling import RANDOM_SEED, BatchSampler, SamplingParams, recommended_params, sampler_names
 from naiad.runtime.sampling.breakers import BreakerFinder
 
@@ -73,14 +76,41 @@ BAD: list[dict[str, Any]] = [
     {"logit_bias": dict.fromkeys(range(2**14 + 1), 1.0)},
     {"ignore_eos": None},
     {"stop": "end"},
+    {"stop": b"end"},
+    {"stop": None},
+    {"stop": {"end": 1}},
+    {"stop": ("a", 1)},
+    {"stop": ["x"] * 1025},
+    {"stop": ["x" * 300] * 300},
+    {"stop": ("x" for _ in count())},
+    {"samplers": ("top_k" for _ in count())},
+    {"dry_sequence_breakers": ("x" * 2**17,)},
+    {"temperature": 10**400},
+    {"temperature": -(10**5000)},
+    {"temperature": np.float64(math.nan)},
+    {"temperature": np.bool_(True)},
+    {"temperature": 1j},
+    {"temperature": None},
+    {"temperature": [1.0]},
+    {"top_k": 10**5000},
+    {"top_k": np.float32(3)},
+    {"max_tokens": np.bool_(True)},
+    {"n_probs": None},
+    {"ignore_eos": "yes"},
+    {"logit_bias": {True: 1.0}},
+    {"logit_bias": {1: None}},
+    {"logit_bias": {1: 10**400}},
+    {"logit_bias": {10**400: 1.0}},
+    {"logit_bias": None},
 ]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: str(bad)[:50])
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: quoted(bad)[:50])
 def test_impossible_values_are_refused(bad: dict[str, Any]) -> None:
     (name,) = bad
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=name) as caught:
         SamplingParams(**bad)
+    assert len(str(caught.value)) < 300
 
 
 def test_more_probabilities_than_tokens_are_refused() -> None:
@@ -178,8 +208,12 @@ def test_breakers_are_found_in_and_across_tokens() -> None:
 
 
 def test_numpy_numbers_are_numbers() -> None:
-    params = SamplingParams(top_k=np.int64(5), temperature=np.float32(0.5))
-    assert (params.top_k, params.temperature) == (5, 0.5)
+    of_numpy: dict[str, Any] = {"ignore_eos": np.bool_(True), "temperature": np.float32(0.5)}
+    params = SamplingParams(top_k=np.int64(5), min_p=-0.0, **of_numpy)
+    assert (params.top_k, params.temperature, params.ignore_eos) == (5, 0.5, True)
+    assert [type(value) for value in (params.top_k, params.temperature, params.ignore_eos)] == [int, float, bool]
+    others: dict[str, Any] = {"temperature": Fraction(1, 2), "stop": iter(["a", "b"])}
+    assert SamplingParams(top_p=1, **others).stop == ("a", "b")
 
 
 def test_a_file_recommends_and_the_impossible_is_passed_over() -> None:
@@ -191,7 +225,7 @@ def test_a_file_recommends_and_the_impossible_is_passed_over() -> None:
     }
     expected = SamplingParams(temperature=0.6, top_k=20, repeat_last_n=7, samplers=("top_k", "temperature"))
     assert recommended_params(kv) == expected
-    with pytest.warns(UserWarning, match=r"general.sampling.min_p is passed over: min_p cannot be 'much'"):
+    with pytest.warns(UserWarning, match=r"general.sampling.min_p is passed over: min_p must be a number.*'much'"):
         assert recommended_params({**kv, "general.sampling.min_p": "much"}) == expected
     with pytest.warns(UserWarning, match=r"general.sampling.sequence is passed over"):
         assert recommended_params({"general.sampling.sequence": "best"}) == SamplingParams()

@@ -111,7 +111,7 @@ MODEL_OPTIONS = [
         "ROUTE",
         "int8",
     ),
-    Option(("--batch-invariant",), "on a GPU, let no result depend on what else is in the batch"),
+    Option(("--batch-invariant",), "on a GPU, let no result depend on what else is in the batch", default=False),
     Option(("--mmap",), "map the file into memory", default=True, off=("--no-mmap",)),
     Option(
         ("--dequantize",),

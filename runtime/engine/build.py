@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from ...loaders.stored import ModelSource
 from ...quant.cache_types import plain_type
 from ..cache import PagedCache
+from ..checks import MAX_INT, integer, switch
 from ..config import ModelConfig
 from ..decoder import Decoder
 from ..devices import DeviceInfo, activation_dtype, list_devices
 from ..forks import prepare_torch
-from ..memory import MARGIN_BYTES, MIB, MemoryOptions, MemoryPlan, check_lowest, plan_memory
+from ..memory import MARGIN_BYTES, MIB, MemoryOptions, MemoryPlan, plan_memory
 from ..model import ModelOptions, Plan, plan_model
 from ..ops import Dispatch
 from ..sampling import BatchSampler
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
 
 N_BATCH = 512
 MAX_SEQS = 64
+# The least and the most that options may be; what memory allows is less.
+SIZES = {
+    "n_batch": (1, 2**24),
+    "max_seqs": (1, 2**16),
+    "max_queue": (1, MAX_INT),
+    "cache_tokens": (1, MAX_INT),
+    "cache_ram": (0, MAX_INT),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,13 @@ class EngineOptions:
     overlap: bool | None = None
 
     def __post_init__(self) -> None:
-        lowest = {"n_batch": 1, "max_seqs": 1, "max_queue": 1, "cache_tokens": 1, "cache_ram": 0}
-        check_lowest(self, lowest)
+        for name, (low, high) in SIZES.items():
+            if getattr(self, name) is not None or name in ("n_batch", "max_seqs", "cache_ram"):
+                object.__setattr__(self, name, integer(name, getattr(self, name), low, high))
+        for name in ("prefix_sharing", "graphs"):
+            object.__setattr__(self, name, switch(name, getattr(self, name)))
+        if self.overlap is not None:
+            object.__setattr__(self, "overlap", switch("overlap", self.overlap))
 
 
 def engine_memory(

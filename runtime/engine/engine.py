@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from numbers import Real
+from typing import Any, TypeVar
 
 import torch
 
+from ..checks import MAX_INT, number, switch
 from ..forks import Forked
 from ..sampling import BreakerTable, SamplingParams
 from .request import Request
@@ -46,7 +48,8 @@ class Handle:
     """A request under way and what has come out of it.
 
     tokens: what was generated. finish_reason: None while it runs, then "stop", "length", "cancelled", "timeout" or
-    "error" (`error` says which). Times are of time.perf_counter; started: when its first step began.
+    "error" (`error` says which; refusal: of a request that never ran). Times are of time.perf_counter; started: when
+    its first step began.
     listener: called from the stepping thread when something has come. watch: called there with every token; the request
     ends with "stop" at the first for which it returns true.
     """
@@ -58,6 +61,7 @@ class Handle:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    refusal: ValueError | None = None
     submitted: float = 0.0
     started: float = 0.0
     first_token: float = 0.0
@@ -152,7 +156,7 @@ class Engine(Forked):
         prompt: Sequence[int],
         params: SamplingParams | None = None,
         *,
-        priority: int = 0,
+        priority: float = 0,
         timeout: float | None = None,
         cache_prompt: bool = True,
         listener: Callable[[], None] | None = None,
@@ -160,16 +164,24 @@ class Engine(Forked):
     ) -> Handle:
         """A new request. timeout: seconds from now after which it ends.
 
+        One whose priority or timeout is a number that cannot be has failed when it comes back: whoever puts together
+        many requests keeps those before it.
         ValueError for what cannot be run at all, QueueFull where too many are waiting, RuntimeError after `close`.
         """
         self.check()
         params = params or SamplingParams()
+        self.scheduler.check_length(len(prompt))
         self.vocabulary.check(prompt, params)
+        cache_prompt = switch("cache_prompt", cache_prompt)
+        refusal = _refusal(priority, timeout)
+        if refusal is not None:
+            refused = Request([], finish_reason="error")
+            return Handle(refused, params, BreakerTable(), finish_reason="error", error=str(refusal), refusal=refusal)
         request = Request(
             prompt=list(prompt),
             max_tokens=params.max_tokens,
-            priority=priority,
-            deadline=float("inf") if timeout is None else self.scheduler.clock() + timeout,
+            priority=float(priority),
+            deadline=float("inf") if timeout is None else self.scheduler.clock() + float(timeout),
             cache_prompt=cache_prompt,
             ignore_eos=params.ignore_eos,
         )
@@ -186,6 +198,8 @@ class Engine(Forked):
 
     def cancel(self, handle: Handle) -> None:
         """Ends a request; no later step computes for it. Nothing happens if it has ended."""
+        if handle.request.finish_reason is not None:
+            return
         self._leaving.append(handle.request)
         # A step under way still reads its pages; then the next step begins with this.
         # Nothing is waited for: the garbage collector may call this, in the middle of anything.
@@ -377,6 +391,19 @@ class Engine(Forked):
             handle.error = request.error
             handle.finish_reason = request.finish_reason
             handle.tell()
+
+
+def _refusal(priority: Any, timeout: Any) -> ValueError | None:
+    """What is impossible about a priority or a timeout; ValueError at once where it is no number at all."""
+    given = {"priority": (priority, -MAX_INT)} | ({"timeout": (timeout, 0)} if timeout is not None else {})
+    for name, (value, low) in given.items():
+        try:
+            number(name, value, low, MAX_INT)
+        except ValueError as error:
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise
+            return error
+    return None
 
 
 def _token_logprobs(token: int, found: Logprobs, n_probs: int) -> TokenLogprobs:

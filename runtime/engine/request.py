@@ -34,7 +34,7 @@ class Request:
 
     prompt: list[int]
     max_tokens: int = NO_LIMIT
-    priority: int = 0
+    priority: float = 0
     deadline: float = math.inf
     cache_prompt: bool = True
     ignore_eos: bool = False
@@ -56,8 +56,8 @@ class Request:
     n_indexed: int = 0
     # Orders waiting requests and running ones; level is the priority that the request had reached when admitted.
     key: tuple[float, int] = (0.0, 0)
-    rank: tuple[int, float, int] = (0, 0.0, 0)
-    level: int = 0
+    rank: tuple[float, float, int] = (0, 0.0, 0)
+    level: float = 0
     # Numbers of the steps that admitted it and that served it last, and the time of the latter.
     admitted: int = -1
     last_step: int = -1
@@ -79,16 +79,22 @@ class Request:
 
     def check(self, n_ctx: int, capacity: int) -> None:
         """ValueError unless it is new and can be served with a context of `n_ctx` tokens and a cache of `capacity`."""
-        n_prompt = len(self.prompt)
         if not math.isnan(self.arrival):
             raise ValueError(f"expected a new request, but request {self.id} was submitted before")
-        if not n_prompt:
-            raise ValueError("the prompt has no tokens")
-        if n_prompt > n_ctx:
-            raise ValueError(f"the prompt has {n_prompt} tokens, but the context holds {n_ctx}")
-        if n_prompt > capacity:
-            raise ValueError(f"the prompt has {n_prompt} tokens, but the cache holds {capacity}")
+        check_length(len(self.prompt), n_ctx, capacity)
         if self.max_tokens < NO_LIMIT:
             raise ValueError(f"max_tokens must be -1 (no limit) or more, found {self.max_tokens}")
         if math.isnan(self.deadline):
             raise ValueError("expected a deadline in seconds, found nan")
+        if not math.isfinite(self.priority):
+            raise ValueError(f"expected a finite priority, found {self.priority}")
+
+
+def check_length(n_prompt: int, n_ctx: int, capacity: int) -> None:
+    """ValueError unless a prompt of so many tokens can be served."""
+    if not n_prompt:
+        raise ValueError("the prompt has no tokens")
+    if n_prompt > n_ctx:
+        raise ValueError(f"the prompt has {n_prompt} tokens, but the context holds {n_ctx}")
+    if n_prompt > capacity:
+        raise ValueError(f"the prompt has {n_prompt} tokens, but the cache holds {capacity}")

@@ -17,7 +17,7 @@ from .page_group import n_held
 from .pages import PagePool
 from .prefixes import Match
 from .queues import Deadlines, even_shares, remove
-from .request import NO_LIMIT, FinishReason, QueueFull, Request
+from .request import NO_LIMIT, FinishReason, QueueFull, Request, check_length
 from .steps import Row as Row
 from .steps import Step as Step
 
@@ -90,6 +90,10 @@ class Scheduler:
     def has_work(self) -> bool:
         """Is there a request that has not ended?"""
         return bool(self.waiting or self.prompts or self.streams)
+
+    def check_length(self, n_prompt: int) -> None:
+        """ValueError for a prompt of so many tokens that could never be served."""
+        check_length(n_prompt, self.n_ctx, self.pool.capacity)
 
     def submit(self, request: Request) -> None:
         """Queues a request. ValueError: it can never be served. QueueFull: too many wait already."""
@@ -286,13 +290,13 @@ class Scheduler:
             return []
         return self.waiting.copy()
 
-    def _level(self, request: Request, now: float) -> int:
+    def _level(self, request: Request, now: float) -> float:
         """A request's priority, with what it has gained by waiting for admission or for a place in a step."""
         if request.pages:
             return request.level + int((now - request.served) / self.ageing)
         return request.priority + int((now - request.arrival) / self.ageing)
 
-    def _may_start(self, request: Request, level: int, now: float) -> bool:
+    def _may_start(self, request: Request, level: float, now: float) -> bool:
         if request.n_in_flight or (request.slot < 0 and not self._slots):
             return False
         owner = self._claims.must_wait(request)
@@ -307,7 +311,7 @@ class Scheduler:
         # At least the last token is computed again: its logits are what is asked for.
         return self.pool.match(request.tokens, request.digests, len(request.tokens) - 1)
 
-    def _is_computed_elsewhere(self, request: Request, match: Match, level: int, now: float) -> bool:
+    def _is_computed_elsewhere(self, request: Request, match: Match, level: float, now: float) -> bool:
         """Does a request wait because what it needs next is about to be computed, at its level or above?"""
         if not request.cache_prompt:
             return False

@@ -28,12 +28,22 @@ class Vocabulary:
         finder = BreakerFinder(tokenizer.n_vocab, tokenizer.lone_piece, encode)
         return cls(tokenizer.n_vocab, frozenset(tokenizer.eog_ids), frozenset(tokenizer.suppressed_ids), finder)
 
+    def check_tokens(self, prompt: Sequence[int]) -> None:
+        """ValueError unless all are token ids."""
+        # Python's own integers by their smallest and largest: prompts are long.
+        plain = not len(prompt) or set(map(type, prompt)) == {int}
+        if plain:
+            sound = not len(prompt) or (min(prompt) >= 0 and max(prompt) < self.n_vocab)
+        else:
+            sound = all(isinstance(t, Integral) and 0 <= t < self.n_vocab for t in prompt)
+        if not sound:
+            raise ValueError(f"the prompt has token ids outside 0 … {self.n_vocab - 1}")
+
     def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """ValueError for a prompt or parameters that do not fit the vocabulary."""
-        if not prompt:
+        if not len(prompt):
             raise ValueError("the prompt has no tokens")
-        if not all(isinstance(t, Integral) and 0 <= t < self.n_vocab for t in prompt):
-            raise ValueError(f"the prompt has token ids outside 0 … {self.n_vocab - 1}")
+        self.check_tokens(prompt)
         if params.n_probs > self.n_vocab:
             raise ValueError(f"n_probs: expected at most the {self.n_vocab} tokens there are, found {params.n_probs}")
 

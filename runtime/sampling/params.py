@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any
+
+from ..checks import MAX_FLOAT, MAX_INT, integer, number, quoted, switch, texts
 
 RANDOM_SEED = 0xFFFFFFFF
 # What is sampled where a model's logits are not numbers.
@@ -33,8 +33,8 @@ MAX_SAMPLERS = 32
 MAX_HISTORY = 2**20
 MAX_BREAKERS = 32
 MAX_BIASES = 2**14
-MAX_INT = 2**31 - 1
-MAX_FLOAT = 3.4028234e38
+# Stop texts, and the characters that they and others have together.
+MAX_STOPS, MAX_CHARACTERS = 1024, 2**16
 
 # Field: smallest and largest value. A number must also be finite as a 32-bit float.
 INTEGERS = {
@@ -126,29 +126,31 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, (low, high) in INTEGERS.items():
-            _check(name, getattr(self, name), Integral, low, high)
-            object.__setattr__(self, name, int(getattr(self, name)))
+            self._set(name, integer(name, getattr(self, name), low, high))
         for name, limits in NUMBERS.items():
-            _check(name, getattr(self, name), Real, *limits)
-            object.__setattr__(self, name, float(getattr(self, name)))
+            self._set(name, number(name, getattr(self, name), *limits))
         for name in SWITCHES:
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is true or false, not {getattr(self, name)!r}")
-        if not isinstance(self.logit_bias, Mapping) or len(self.logit_bias) > MAX_BIASES:
-            raise ValueError(f"logit_bias maps at most {MAX_BIASES} token ids to numbers")
-        for token, bias in self.logit_bias.items():
-            _check("a token of logit_bias", token, Integral, -MAX_INT, MAX_INT)
-            _check(f"logit_bias of token {token}", bias, Real, -math.inf, MAX_FLOAT)
-        # A copy: what was checked must not change.
-        biases = {int(token): float(bias) for token, bias in self.logit_bias.items()}
-        object.__setattr__(self, "logit_bias", biases)
-        for name in ("dry_sequence_breakers", "samplers", "stop"):
-            object.__setattr__(self, name, _texts(name, getattr(self, name)))
-        if len(self.dry_sequence_breakers) > MAX_BREAKERS:
-            raise ValueError(
-                f"dry_sequence_breakers: {MAX_BREAKERS} texts at most, not {len(self.dry_sequence_breakers)}"
-            )
-        object.__setattr__(self, "samplers", canonical_samplers(self.samplers))
+            self._set(name, switch(name, getattr(self, name)))
+        # Copies: what was checked must not change.
+        self._set("logit_bias", _biases(self.logit_bias))
+        for name, most in (("dry_sequence_breakers", MAX_BREAKERS), ("samplers", MAX_SAMPLERS), ("stop", MAX_STOPS)):
+            self._set(name, texts(name, getattr(self, name), most, MAX_CHARACTERS))
+        self._set("samplers", canonical_samplers(self.samplers))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _biases(given: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"logit_bias must map token ids to numbers, found {quoted(given)}")
+    if len(given) > MAX_BIASES:
+        raise ValueError(f"logit_bias must have at most {MAX_BIASES} tokens, found {len(given)}")
+    biases = {}
+    for token, bias in given.items():
+        token = integer("a token of logit_bias", token, -MAX_INT)
+        biases[token] = number(f"logit_bias of token {token}", bias, -math.inf)
+    return biases
 
 
 def canonical_samplers(names: Iterable[str]) -> tuple[str, ...]:
@@ -157,7 +159,7 @@ def canonical_samplers(names: Iterable[str]) -> tuple[str, ...]:
     result = []
     for name in names:
         if name.lower() not in known:
-            raise ValueError(f"samplers: {name!r} is not one of {', '.join(LETTERS)}")
+            raise ValueError(f"samplers: {quoted(name)} is not one of {', '.join(LETTERS)}")
         result.append(known[name.lower()])
     if result.count("xtc") > 1:
         raise ValueError("samplers: xtc can be there once, not twice")
@@ -185,23 +187,9 @@ def sampler_names(text: str, letters: bool | None = None) -> tuple[str, ...]:
     by_letter = {letter: name for name, letter in LETTERS.items()}
     unknown = [letter for letter in text if letter not in by_letter]
     if unknown:
-        raise ValueError(f"samplers: {unknown[0]!r} of {text!r} is not one of the letters {''.join(by_letter)}")
+        raise ValueError(f"samplers: {unknown[0]!r} of {quoted(text)} is not one of the letters {''.join(by_letter)}")
     return canonical_samplers(by_letter[letter] for letter in text)
 
 
 def _spellings(name: str) -> tuple[str, ...]:
     return name, name.replace("_", "-"), name.replace("_", "")
-
-
-def _check(name: str, value: Any, kind: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        raise ValueError(f"{name} cannot be {value!r}")
-
-
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(f"{name} is a list of texts, not {value!r}")
-    texts = tuple(value)
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} is a list of texts, not {value!r}")
-    return texts
