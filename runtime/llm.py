@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from ..loaders.chat_template import BrokenTemplate, ChatTemplate, adapt_messages, template_for
 from ..loaders.open import open_model
-from ..loaders.stored import ModelSource
 from ..loaders.tokenizer import Tokenizer
 from . import checks
 from .demo import demo_model
@@ -30,7 +29,6 @@ from .engine.pages import GroupSpec
 from .engine.request import QueueFull
 from .engine.vocabulary import Vocabulary
 from .generation import Completion, Generation, OutputText
-from .memory import MemoryPlan
 from .model import ModelOptions, Route, load_model, read_model_config
 from .sampling import SamplingParams, recommended_params
 from .threads import ThreadOptions, plan_threads
@@ -127,8 +125,9 @@ class LLM:
         self.tokenizer = Tokenizer.from_source(source)
         self.default_params = recommended_params(source.kv)
         self.chat_template = self._template(chat_template)
-        self.memory = self._plan_memory(source, options, engine_options, use_mmap)
-        options = replace(options, n_ctx=self.memory.n_ctx)
+        config = read_model_config(source)
+        plan, self.memory = engine_memory(source, config, options, engine_options, use_mmap=use_mmap)
+        plan, options = replace(plan, n_ctx=self.memory.n_ctx), replace(options, n_ctx=self.memory.n_ctx)
         n_bytes = sum(t.n_bytes for t in source.tensors.values())
         with tqdm(
             total=n_bytes,
@@ -139,7 +138,7 @@ class LLM:
             leave=False,
             disable=not progress,
         ) as bar:
-            self.decoder, self.plan = load_model(source, options, bar.update)
+            self.decoder, self.plan = load_model(source, options, bar.update, plan)
         if self.tokenizer.n_vocab != self.decoder.n_vocab:
             raise ValueError(
                 f"{source.name}: the tokenizer has {self.tokenizer.n_vocab} tokens, the model {self.decoder.n_vocab}"
@@ -153,13 +152,6 @@ class LLM:
             groups=[GroupSpec(group.n_pages, group.window, group.n_host_pages) for group in self.memory.groups],
             options=engine_options,
         )
-
-    @staticmethod
-    def _plan_memory(
-        source: ModelSource, options: ModelOptions, engine_options: EngineOptions, use_mmap: bool
-    ) -> MemoryPlan:
-        config = read_model_config(source)
-        return engine_memory(source, config, options, engine_options, use_mmap=use_mmap)[1]
 
     def _template(self, override: str | None) -> ChatTemplate | None:
         bos, eos = self._text(self.tokenizer.bos_id), self._text(self.tokenizer.eos_id)

@@ -236,11 +236,14 @@ def make_ops(device: torch.device, weight_dtype: torch.dtype | None, options: Mo
 
 
 def load_model(
-    source: ModelSource, options: ModelOptions, progress: Callable[[int], None] = lambda n_bytes: None
+    source: ModelSource,
+    options: ModelOptions,
+    progress: Callable[[int], None] = lambda n_bytes: None,
+    plan: Plan | None = None,
 ) -> tuple[Decoder, Plan]:
-    """Builds the model of a file. ValueError for what the file or the options ask and cannot have."""
+    """Builds the model of a file, as planned. ValueError for what the file or the options ask and cannot have."""
     config = read_model_config(source)
-    plan = plan_model(source, config, options)
+    plan = plan or plan_model(source, config, options)
     devices = {plan.input_device, plan.output_device, *plan.layer_devices}
     ops = {device: make_ops(device, plan.weight_dtype, options) for device in devices}
     book = TensorBook(source, progress)

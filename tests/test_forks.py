@@ -77,6 +77,13 @@ def many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_programs, "BYTES_PER_THREAD", 1)
 
 
+@pytest.fixture(scope="module")
+def other() -> Iterator[LLM]:
+    """A model that others are compared with."""
+    with LLM(device="cpu") as llm:
+        yield llm
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "one thread": {"n_threads": 1},
     "three threads": {"n_threads": 3},
@@ -95,17 +102,15 @@ def after(call: Callable[[], None], llm: LLM) -> str:
     return text_of(llm)
 
 
-@pytest.mark.parametrize("used", [False, True], ids=["not used before", "used before"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_model_works_in_a_child(way: str, used: bool, torch_threads: None, many_threads: None) -> None:
-    """And in a child of a child, in several at once, and in the parent afterwards."""
-    with LLM(device="cpu", **WAYS[way]) as llm, LLM(device="cpu") as other:
-        expected = text_of(other)
-        if used:
-            assert text_of(llm) == expected
-        torch.randn(300_000).sin_()
+def test_a_model_works_in_a_child(way: str, other: LLM, torch_threads: None, many_threads: None) -> None:
+    """Used before or not; and in a child of a child, in several at once, and in the parent afterwards."""
+    expected = text_of(other)
+    with LLM(device="cpu", **WAYS[way]) as llm:
         children = [start(lambda: text_of(llm)) for _ in range(2)]
         assert [finish(*child) for child in children] == [expected] * 2
+        assert text_of(llm) == expected
+        torch.randn(300_000).sin_()
         assert in_child(lambda: text_of(llm) + in_child(lambda: text_of(llm))) == 2 * expected
         assert in_child(lambda: after(llm.close, other)) == expected
         assert text_of(llm) == expected
