@@ -10,6 +10,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
@@ -25,6 +26,13 @@ _MESSAGE = re.compile(_CONTROL)
 _ESCAPING = re.compile(rf"(?P<colour>{_COLOUR})|[\x1b\x80-\x9f]")
 
 
+class Nowhere(io.StringIO):
+    """What stands for a stream that is closed."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class Screen:
     """A text stream without what steers a terminal. All else is that of the stream below it.
 
@@ -33,7 +41,7 @@ class Screen:
     """
 
     def __init__(self, stream: TextIO | None, *, messages: bool = False) -> None:
-        self.stream = stream if stream is not None else cast(TextIO, io.StringIO())
+        self.stream = stream if stream is not None else cast(TextIO, Nowhere())
         self.is_closed = stream is None
         self.messages = messages
         if messages:
@@ -42,12 +50,16 @@ class Screen:
             self._pattern, self._begun = _STEERING, _BEGUN_OR_RETURN
         else:
             self._pattern, self._begun = _ESCAPING, _BEGUN
+        self._give: Callable[[str], object] = self._give_what_can_be if messages else self.stream.write
         self._held, self._coloured = "", False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
+        if not self._held and (text.isprintable() or text == "\n"):
+            self._give(text)
+            return len(text)
         whole = self._held + text
         begun = self._begun.search(whole)
         end = begun.start() if begun else len(whole)
@@ -56,10 +68,11 @@ class Screen:
         return len(text)
 
     def flush(self) -> None:
-        if self.is_closed:
-            return
-        with suppress(*self._unheeded):
+        try:
             self.stream.flush()
+        except (OSError, ValueError):
+            if not self.messages:
+                raise
 
     def settle(self) -> None:
         """Where a text ends: colours end, too, and what was held back as the beginning of one is written."""
@@ -80,15 +93,9 @@ class Screen:
         self._coloured = match[0] not in ("\x1b[m", "\x1b[0m")
         return match[0]
 
-    def _give(self, text: str) -> None:
-        if self.is_closed:
-            return
-        with suppress(*self._unheeded):
+    def _give_what_can_be(self, text: str) -> None:
+        with suppress(OSError, ValueError):
             self.stream.write(text)
-
-    @property
-    def _unheeded(self) -> tuple[type[Exception], ...]:
-        return (OSError, ValueError) if self.messages else ()
 
 
 def written_out(text: str) -> str:
