@@ -237,6 +237,7 @@ def multiplied(
         product,
         weights.fmt.name,
         columns,
+        *(() if scale is None else (True,)),
         isa=isa,
         x=records.ctypes.data,
         x_stride=records.strides[0],
@@ -325,6 +326,19 @@ def test_what_products_are_added_to(name: str, columns: int, add: str, with_bias
     if with_bias:
         expected += bias[:N_OUT]
     found = multiplied(weights, x, columns=columns, k_units=1, add=more, bias=bias if with_bias else None)
+    assert error(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize("add", ["nothing", "itself"])
+@pytest.mark.parametrize(("name", "columns"), [("NVFP4", 1), ("NVFP4", 8), ("F16", 1)])
+def test_products_are_scaled_before_anything_is_added(name: str, columns: int, add: str) -> None:
+    fmt = format_by_name(name)
+    n_in = odd_width(fmt)
+    weights, x, bias = random_weights(fmt, N_OUT, n_in), torch.randn(9, n_in), torch.randn(48)
+    scale = 1e-3 * torch.randn(48)
+    more = torch.randn(9, 48) if add == "itself" else None
+    expected = twin(weights, x) * scale[:N_OUT] + bias[:N_OUT] + (0 if more is None else more[:, :N_OUT])
+    found = multiplied(weights, x, columns=columns, k_units=1, add=more, bias=bias, scale=scale)
     assert error(found, expected) < 1e-6
 
 

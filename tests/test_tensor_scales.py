@@ -68,7 +68,9 @@ def test_torch_applies_scales(name: str, weight_dtype: torch.dtype | None, opene
     assert nmse(found, expected) < (1e-3 if weight_dtype is torch.bfloat16 else 1e-9)
 
 
-@pytest.mark.parametrize("name", ["llama-biases", "mixtral", pytest.param("gemma2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "mixtral")]
+)
 @pytest.mark.filterwarnings("error:cpu leaves:UserWarning")
 def test_cpu_kernels_apply_scales(name: str, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
@@ -108,9 +110,17 @@ class _RoundedFloats(Rounded):
 
 
 @pytest.mark.parametrize(
-    "name", ["mixtral", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "mixtral")]
+    ("name", "rows"),
+    [
+        ("mixtral", "many"),
+        *(
+            pytest.param(n, r, marks=pytest.mark.slow)
+            for n in MODELS
+            for r in ("few", "many")
+            if (n, r) != ("mixtral", "many")
+        ),
+    ],
 )
-@pytest.mark.parametrize("rows", ["few", "many"])
 @pytest.mark.filterwarnings("error:triton leaves:UserWarning")
 def test_triton_kernels_apply_scales(name: str, rows: str, opened: Open) -> None:
     pytest.importorskip("triton")

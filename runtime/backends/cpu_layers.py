@@ -18,7 +18,7 @@ from ..cpu_kernels.rows import rows
 from ..cpu_kernels.tiles import n_strips
 from ..layers import Attention, Linear, Mlp, Moe, Norm
 from ..ops import Angles, AttentionParams, Weight
-from .cpu_programs import Builder, Operand, check_weights, stream, tiled
+from .cpu_programs import Builder, Operand, check_weights, scaled, stream, tiled
 
 # llama.cpp's floor under the sum of the chosen experts' probabilities: half precision's smallest normal number.
 LEAST_SHARES = 6.103515625e-5
@@ -217,6 +217,7 @@ class MoeHalf:
             expert_product,
             weight.format.name,
             builder.columns,
+            *scaled(weight),
             barrier=barrier,
             **x.named("x"),
             share=share,

@@ -146,6 +146,7 @@ class Builder:
             product,
             weight.format.name,
             self.columns,
+            *scaled(weight),
             barrier=barrier,
             **x.named("x"),
             n_rows="n_rows",
@@ -255,6 +256,11 @@ def tiled(weight: Weight) -> TiledWeight:
     if not isinstance(weight, TiledWeight):
         raise ValueError("the weights are kept by torch")
     return weight
+
+
+def scaled(weight: TiledWeight) -> tuple[bool, ...]:
+    """The constant of a kernel that multiplies with a weight's scale, where there is one."""
+    return () if weight.scale is None else (True,)
 
 
 def check_weights(*weights: Weight) -> None:

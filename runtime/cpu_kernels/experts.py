@@ -86,8 +86,9 @@ def list_pairs(ids, n_rows, n_used, n_experts, starts, pairs, counter, thread, n
 
 
 @kernel_family
-def expert_product(format: str, columns: int) -> Callable[..., None]:
-    """For each pair p: row p // share of x times its expert's matrix and scale, to row p of y. scales: 0 for none."""
+def expert_product(format: str, columns: int, scaled: bool = False) -> Callable[..., None]:
+    """For each pair p: row p // share of x times its expert's matrix and scale, to row p of y. scales: of kernels
+    that are `scaled`."""
     step, tile_bytes, multiply = unit_product(format)
 
     def expert_product(
@@ -125,7 +126,7 @@ def expert_product(format: str, columns: int) -> Callable[..., None]:
                             sums = multiply(sums, tile, at, to)
                             tile += tile_bytes
                             at += step
-                        if scales != 0:
+                        if scaled:
                             factor = all_floats(load_float(scales + 4 * expert))
                             sums = scale_sums(sums, factor, no_sums(columns))
                         store_sums(sums, gathered_rows(y, y_stride, pairs, pair, last, 1, columns), 64 * strip)

@@ -54,11 +54,12 @@ def unit_product(format: str) -> tuple[int, int, Callable[..., Any]]:
 
 
 @kernel_family
-def product(format: str, columns: int) -> Callable[..., None]:
+def product(format: str, columns: int, scaled: bool = False) -> Callable[..., None]:
     """Rows of y, float32, n_strips * 16 wide. x: records, or float32 for formats of plain numbers.
 
     add: rows that the products are added to (they may be y's own), 0 for none. bias: a vector, 0 for none. scale: a
-    vector that the products are multiplied with, 0 for none. Tasks are `chunk` strips for a block of columns.
+    vector that the products are multiplied with, of kernels that are `scaled`. Tasks are
+    `chunk` strips for a block of columns.
     """
     step, tile_bytes, multiply = unit_product(format)
 
@@ -106,7 +107,7 @@ def product(format: str, columns: int) -> Callable[..., None]:
                         if first_unit == 0 and bias != 0:
                             sums = add_sums(sums, load_floats(bias + place))
                         begin = sums
-                        if scale != 0:
+                        if scaled:
                             sums = no_sums(columns)
                         tile = weights + (strip * n_units + first_unit) * tile_bytes
                         at = first_unit * step
@@ -114,7 +115,7 @@ def product(format: str, columns: int) -> Callable[..., None]:
                             sums = multiply(sums, tile, at, to)
                             tile += tile_bytes
                             at += step
-                        if scale != 0:
+                        if scaled:
                             sums = scale_sums(sums, load_floats(scale + place), begin)
                         store_sums(sums, out, place)
 
