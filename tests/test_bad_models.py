@@ -115,9 +115,9 @@ class MemorySource:
 
 
 def run(source: ModelSource) -> torch.Tensor:
-    """Loads a model and runs one token."""
+    """Loads a model and runs one token; a session has memory for all of its context."""
     decoder, plan = load_model(source, ModelOptions(device="cpu"))
-    return Session(decoder, plan.n_ctx).logits([1])
+    return Session(decoder, min(plan.n_ctx, 2**16)).logits([1])
 
 
 def load(path: Path, architecture: str, kv_changes: dict[str, Any], shape_changes: dict[str, Any]) -> torch.Tensor:
