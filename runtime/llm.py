@@ -25,6 +25,7 @@ from .demo import demo_model
 from .engine.build import MAX_SEQS, N_BATCH, EngineOptions, engine_memory, make_engine
 from .engine.cache_file import restore_cache, save_cache
 from .engine.engine import Engine
+from .engine.identity import ModelIdentity
 from .engine.pages import GroupSpec
 from .engine.request import QueueFull
 from .engine.vocabulary import Vocabulary
@@ -143,6 +144,7 @@ class LLM:
             raise ValueError(
                 f"{source.name}: the tokenizer has {self.tokenizer.n_vocab} tokens, the model {self.decoder.n_vocab}"
             )
+        self._identity = ModelIdentity(source, self.decoder.config)
         self.engine = make_engine(
             self.decoder,
             Vocabulary.of(self.tokenizer),
@@ -176,7 +178,7 @@ class LLM:
         """Ends what is running and lets go of weights and cache; the object cannot be used afterwards."""
         if hasattr(self, "engine"):
             self.engine.close("the model was closed")
-            del self.engine, self.decoder
+            del self.engine, self.decoder, self._identity
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -337,14 +339,15 @@ class LLM:
         """Writes what the cache holds of a prompt to a file; how many tokens that is. ValueError where that is none."""
         engine, tokens = self._engine(), self.tokenize(prompt)
         engine.vocabulary.check_tokens(tokens)
-        return save_cache(engine, checks.path("path", path), tokens)
+        return save_cache(engine, self._identity, checks.path("path", path), tokens)
 
     def restore_cache(self, path: str | os.PathLike[str]) -> int:
         """Reads such a file back: prompts that begin with its tokens find them in the cache. The number of tokens.
 
-        ValueError for a file of another model, other cache types or another version, or one that is damaged.
+        ValueError for a file of another model, other cache types or another version, or one that is damaged. To tell
+        models apart their files are read once, unless it is the very file that the cache was written of.
         """
-        return restore_cache(self._engine(), checks.path("path", path))
+        return restore_cache(self._engine(), self._identity, checks.path("path", path))
 
     @staticmethod
     def _finish(generation: Generation) -> Completion:

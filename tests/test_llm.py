@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from naiad import LLM, AsyncLLM, SamplingParams
+from naiad.runtime.engine.cache_file import checksum
 from naiad.runtime.engine.request import QueueFull
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -383,6 +384,7 @@ def test_only_what_fits_is_restored(llm: LLM, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     cases = [
         ({"model": "x"}, contents, "with model .*, found x"),
+        ({}, {**contents, "other": contents["tokens"].clone()}, r"expected \d+ tensors, found \d+"),
         ({"version": "2"}, contents, "with version 1, found 2"),
         ({"format": ""}, contents, "with format naiad.cache, found"),
         ({}, {**contents, "tokens": contents["tokens"][:5]}, r"expected blk.0.k.0 as torch.float16 \[1, 32"),
@@ -392,7 +394,8 @@ def test_only_what_fits_is_restored(llm: LLM, tmp_path: Path) -> None:
         ({}, {k: v for k, v in contents.items() if k != "blk.1.v.0"}, "not a whole file"),
     ]
     for changes, tensors, message in cases:
-        save_file(tensors, damaged, {**metadata, **changes})
+        about = {key: value for key, value in (metadata | changes).items() if key != "checksum"}
+        save_file(tensors, damaged, {**about, "checksum": checksum(about, tensors)})
         with pytest.raises(ValueError, match=message):
             llm.restore_cache(damaged)
     for cut in (0, 4, 100, len(data) - 1):

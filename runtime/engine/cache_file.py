@@ -2,16 +2,14 @@
 
 A safetensors file: `tokens` int32 [n_tokens]; for every layer, side and plane `blk.{layer}.{k|v}.{plane}`
 [n_pages, page_size, n_kv_heads, width], of layers with a window only the pages that the next token sees. Its metadata
-says which model and which cache types they belong to.
+says which model and which cache types they belong to, and has a checksum over all of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..decoder import Decoder
-from ..layers import Linear
-from ..ops import Weight
 from .engine import Engine
+from .identity import ModelIdentity, digest_of, joined
 from .pages import NULL_PAGE, PAGE_SIZE
 
-FORMAT, VERSION = "naiad.cache", "1"
+FORMAT, VERSION = "naiad.cache", "2"
 
 Contents = dict[str, torch.Tensor]
 
 
-def save_cache(engine: Engine, path: str | os.PathLike[str], tokens: Sequence[int]) -> int:
+def save_cache(engine: Engine, model: ModelIdentity, path: str | os.PathLike[str], tokens: Sequence[int]) -> int:
     """Writes what the cache holds of these tokens; how many. ValueError where that is none.
 
     The file is written beside its place and then moved there, so that it is whole or not there.
@@ -41,7 +37,8 @@ def save_cache(engine: Engine, path: str | os.PathLike[str], tokens: Sequence[in
         raise ValueError(f"{target}: there is something that is not a file")
     unfinished = target.with_name(target.name + ".part")
     try:
-        save_file(contents, unfinished, _metadata(engine))
+        about = _metadata(engine) | {"model": model.digest, "files": model.files}
+        save_file(contents, unfinished, about | {"checksum": checksum(about, contents)})
         unfinished.replace(target)
     except SafetensorError as error:
         raise OSError(f"{target}: cannot be written: {error}") from None
@@ -50,7 +47,7 @@ def save_cache(engine: Engine, path: str | os.PathLike[str], tokens: Sequence[in
     return len(contents["tokens"])
 
 
-def restore_cache(engine: Engine, path: str | os.PathLike[str]) -> int:
+def restore_cache(engine: Engine, model: ModelIdentity, path: str | os.PathLike[str]) -> int:
     """Puts a file's content into the cache as an idle prefix; the number of tokens.
 
     ValueError for a file that is damaged, of another model, of other cache types, or larger than the cache.
@@ -62,18 +59,34 @@ def restore_cache(engine: Engine, path: str | os.PathLike[str]) -> int:
         raise ValueError(f"{path}: not a file")
     try:
         with safe_open(path, "pt") as file:
-            _check_metadata(path, file.metadata() or {}, _metadata(engine))
+            about = file.metadata() or {}
+            _check_metadata(path, about, _metadata(engine))
             tokens = _checked_tokens(path, file, engine)
-            contents = {
+            contents = {"tokens": torch.tensor(tokens, dtype=torch.int32)}
+            contents |= {
                 name: _checked_plane(path, name, file, plane, n_pages)
                 for group, n_pages in enumerate(pool.n_kept_pages(len(tokens)))
                 for name, plane in cache.planes(group)
             }
+            if set(file.keys()) != set(contents):
+                raise ValueError(f"{path}: expected {len(contents)} tensors, found {len(file.keys())}")
+        if checksum({key: value for key, value in about.items() if key != "checksum"}, contents) != about["checksum"]:
+            raise ValueError(f"{path}: damaged, its checksum is not that of its content")
+        # What was written of the same files needs no look at them.
+        if about["files"] != model.files or model.is_known():
+            _check_metadata(path, about, {"model": model.digest})
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole file of a cache: {error}") from None
     if not engine.between_steps(lambda: _put(engine, tokens, contents)):
         raise ValueError(f"{path}: its {len(tokens)} tokens do not fit into the cache beside what is running")
     return len(tokens)
+
+
+def checksum(about: Mapping[str, str], contents: Mapping[str, torch.Tensor]) -> str:
+    """Of a file's metadata and tensors."""
+    names = list(contents)
+    described = [f"{name} {contents[name].dtype} {list(contents[name].shape)}" for name in names]
+    return joined(repr(sorted(about.items())), described, lambda number: digest_of(contents[names[number]]))
 
 
 def _taken(engine: Engine, tokens: Sequence[int]) -> Contents:
@@ -141,7 +154,6 @@ def _metadata(engine: Engine) -> dict[str, str]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": fingerprint(engine.runner.decoder),
         "k_type": layer.k.type.name,
         "v_type": layer.v.type.name,
         "page_size": str(PAGE_SIZE),
@@ -151,7 +163,10 @@ def _metadata(engine: Engine) -> dict[str, str]:
 def _check_metadata(path: str | os.PathLike[str], found: dict[str, str], expected: dict[str, str]) -> None:
     for key, value in expected.items():
         if found.get(key) != value:
-            raise ValueError(f"{path}: expected a cache file with {key} {value}, found {found.get(key, 'none')}")
+            raise ValueError(f"{path}: expected a cache file with {key} {value}, found {found.get(key, 'none'):.100}")
+    for key in ("model", "files", "checksum"):
+        if key not in found:
+            raise ValueError(f"{path}: expected a cache file with {key}, found none")
 
 
 def _checked_tokens(path: str | os.PathLike[str], file: Any, engine: Engine) -> list[int]:
@@ -167,24 +182,3 @@ def _checked_tokens(path: str | os.PathLike[str], file: Any, engine: Engine) -> 
         raise ValueError(f"{path}: there are token ids outside 0 … {n_vocab - 1}")
     numbers: list[int] = tokens.tolist()
     return numbers
-
-
-def fingerprint(decoder: Decoder) -> str:
-    """What tells models apart: the configuration and the first row of every matrix, as far as 16 bits show it."""
-    digest = hashlib.blake2b(repr(decoder.config).encode(), digest_size=16)
-    for weight in _matrices(decoder):
-        row = weight.dense(0, 1, torch.float32).to("cpu", torch.bfloat16)
-        digest.update(row.contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _matrices(decoder: Decoder) -> Iterator[Weight]:
-    """Every matrix, of stacks of them the first."""
-    yield decoder.token_embd
-    for half in (half for layer in decoder.layers for half in (layer.attention, layer.mlp)):
-        for part in (getattr(half, field.name) for field in fields(half)):
-            if isinstance(part, Linear):
-                yield part.weight
-            elif hasattr(part, "expert"):
-                yield part.expert(0)
-    yield decoder.output.weight
