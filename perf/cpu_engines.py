@@ -47,7 +47,7 @@ class Naiad:
     ) -> None:
         from naiad import LLM
         from naiad.runtime.cache import PagedCache, cache_groups
-        from naiad.runtime.engine.build import N_BATCH
+        from naiad.runtime.defaults import N_BATCH
         from naiad.runtime.engine.pages import PAGE_SIZE
 
         form: Json = {"dequantize": dequantize, "cpu_isa": cpu_isa}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cache_names import CACHE_TYPE_NAMES
 from .codebooks import IQ4_VALUES
 
 BLOCK = 32
@@ -151,21 +152,25 @@ _SYMMETRIC: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "iq4_nl": _iq4_nl,
 }
 
-CACHE_TYPES = {
-    t.name: t
-    for t in (
-        CacheType("f32", torch.float32),
-        CacheType("f16", torch.float16),
-        CacheType("bf16", torch.bfloat16),
-        CacheType("fp8", torch.float8_e4m3fn),
-        CacheType("q8_0", bits=8),
-        CacheType("q4_0", bits=4),
-        CacheType("q4_1", bits=4, has_minimum=True),
-        CacheType("q5_0", bits=5),
-        CacheType("q5_1", bits=5, has_minimum=True),
-        CacheType("iq4_nl", bits=4),
+CACHE_TYPES = dict(
+    zip(
+        CACHE_TYPE_NAMES,
+        (
+            CacheType("f32", torch.float32),
+            CacheType("f16", torch.float16),
+            CacheType("bf16", torch.bfloat16),
+            CacheType("fp8", torch.float8_e4m3fn),
+            CacheType("q8_0", bits=8),
+            CacheType("q4_0", bits=4),
+            CacheType("q4_1", bits=4, has_minimum=True),
+            CacheType("q5_0", bits=5),
+            CacheType("q5_1", bits=5, has_minimum=True),
+            CacheType("iq4_nl", bits=4),
+        ),
+        strict=True,
     )
-}
+)
+assert all(name == t.name for name, t in CACHE_TYPES.items())
 
 
 def cache_type(name: str) -> CacheType:

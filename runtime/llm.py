@@ -21,8 +21,9 @@ from ..loaders.chat_template import BrokenTemplate, ChatTemplate, adapt_messages
 from ..loaders.open import open_model
 from ..loaders.tokenizer import Tokenizer
 from . import checks
+from .defaults import MAX_SEQS, N_BATCH
 from .demo import demo_model
-from .engine.build import MAX_SEQS, N_BATCH, EngineOptions, engine_memory, make_engine
+from .engine.build import EngineOptions, engine_memory, make_engine
 from .engine.cache_file import restore_cache, save_cache
 from .engine.engine import Engine
 from .engine.identity import ModelIdentity

@@ -16,14 +16,12 @@ from ..loaders.stored import ModelSource
 from ..quant.cache_types import CACHE_TYPES
 from .cache import CacheGroup, cache_groups
 from .config import ModelConfig
+from .defaults import MARGIN_BYTES, MIB
 from .devices import DeviceInfo
 from .engine.pages import PAGE_SIZE
 from .footprint import StepShape, WeightBytes, group_page_bytes, n_pages, step_bytes, weight_bytes
 from .model import Plan
 
-MIB = 2**20
-# llama.cpp's --fit-target: what a GPU keeps free for its driver and other programs.
-MARGIN_BYTES = 1024 * MIB
 # Without -c, a context of so many tokens is enough to start with (llama.cpp's --fit-ctx).
 ENOUGH_TOKENS = 4096
 # Where a system does not say how much memory it has.

@@ -17,6 +17,7 @@ from .backends.torch import TorchOps
 from .checks import integer, quoted, switch, text
 from .config import ModelConfig
 from .decoder import Decoder, build_decoder
+from .defaults import WEIGHT_TYPES
 from .devices import DeviceInfo, activation_dtype, find_device, list_devices
 from .models import read_config
 from .ops import Dispatch, Ops
@@ -26,7 +27,7 @@ from .trim import trim_memory
 
 # Up to this size a model is decoded to float32: exact, and the memory does not matter.
 SMALL_MODEL_BYTES = 256 * 2**20
-WEIGHT_DTYPES = {"auto": None, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+WEIGHT_DTYPES = dict(zip(WEIGHT_TYPES, (None, torch.float32, torch.bfloat16, torch.float16), strict=True))
 # Decoded weights may take this share of the memory that is free.
 DECODED_SHARE = 0.6
 

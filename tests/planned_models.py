@@ -11,8 +11,9 @@ import torch
 from naiad.loaders.stored import StoredTensor
 from naiad.quant.formats import Format, format_by_name
 from naiad.runtime.config import ModelConfig, MoeConfig, RopeConfig, RopePairing
+from naiad.runtime.defaults import MIB
 from naiad.runtime.devices import DeviceInfo
-from naiad.runtime.memory import MIB, MemoryOptions
+from naiad.runtime.memory import MemoryOptions
 from naiad.runtime.model import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from naiad.runtime.cgroups import cpu_quota, memory_limits
+from naiad.runtime.defaults import MIB
 from naiad.runtime.devices import cpu_memory
-from naiad.runtime.memory import MIB
 
 MEMINFO = f"MemTotal:       {8000 * 1024} kB\nMemFree: 1 kB\nMemAvailable:   {6000 * 1024} kB\nSwapTotal: 9 kB"
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"

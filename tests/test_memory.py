@@ -27,9 +27,10 @@ from planned_models import (
     with_gpu_layers,
 )
 
+from naiad.runtime.defaults import MIB
 from naiad.runtime.devices import DeviceInfo
 from naiad.runtime.footprint import n_pages
-from naiad.runtime.memory import MIB, MemoryOptions, MemoryPlan, Moved, plan_memory
+from naiad.runtime.memory import MemoryOptions, MemoryPlan, Moved, plan_memory
 from naiad.runtime.model import Plan
 
 # Shape, -ngl, free MiB on the GPU, n_ctx, max_seqs -> pages of each group (page 0 included), the longest sequence.

@@ -5,6 +5,7 @@ Exit codes are llama.cpp's: 0, 1 for an error, 130 for an interrupt. Only this p
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -17,7 +18,8 @@ from .interrupt import leaving_at_once
 from .options import UsageError, shortened
 from .screen import Screen, open_standard_files
 
-# Each command is a module with PARSER and `main(values) -> exit code`; imported when asked for, as torch is slow to.
+# Each command is a module with PARSER and `main(values) -> exit code`; imported when asked for; torch, which is slow to
+# import, when a model is loaded (importing.py).
 COMMANDS = {
     "run": "generate text or chat with a model",
     "tokenize": "show how a model splits text into tokens",
@@ -44,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _guarded(words, out)
         err.settle()
         err.flush()
+        if arguments is not None:
+            # Called from a program that goes on, whose objects must not be kept for good (importing.py).
+            gc.unfreeze()
         return code
 
 

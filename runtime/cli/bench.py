@@ -16,13 +16,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...quant.cache_types import CACHE_TYPES
-from ..devices import list_devices
-from ..engine.build import N_BATCH
-from ..llm import LLM
+from ...quant.cache_names import CACHE_TYPE_NAMES
+from ..defaults import N_BATCH
 from .bench_output import FORMATS, Markdown, Printer, Result
+from .importing import importing
 from .lists import layer_list, listed, number_list, pair, word_list
 from .options import Option, Parser, integer, number, on_off_auto, one_of
 from .timing import SPARE_TOKENS, Case, RandomTokens, measure
@@ -42,8 +39,8 @@ LISTS: list[tuple[Option, list[Any]]] = [
     (_list(("-pg",), "PP,TG: a prompt and tokens to generate after it, timed together", pair), []),
     (_list(("-d", "--n-depth"), "tokens that are in the cache before (default: 0)", number_list(0)), [0]),
     (_list(("-b", "--batch-size"), f"prompt tokens per step (default: {N_BATCH})", number_list(1)), [N_BATCH]),
-    (_list(("-ctk", "--cache-type-k"), "type of the cache's keys", word_list(one_of(*CACHE_TYPES))), [None]),
-    (_list(("-ctv", "--cache-type-v"), "type of its values", word_list(one_of(*CACHE_TYPES))), [None]),
+    (_list(("-ctk", "--cache-type-k"), "type of the cache's keys", word_list(one_of(*CACHE_TYPE_NAMES))), [None]),
+    (_list(("-ctv", "--cache-type-v"), "type of its values", word_list(one_of(*CACHE_TYPE_NAMES))), [None]),
     (_list(("-t", "--threads"), "CPU threads", number_list(1, 4096)), [None]),
     (_list(("-ngl", "--gpu-layers", "--n-gpu-layers"), "layers on the GPU (default: all, -1)", layer_list), [None]),
     (
@@ -88,6 +85,8 @@ def main(values: dict[str, Any]) -> int:
     cases = list(_cases(values))
     if not cases:
         raise ValueError("there is nothing to time: -p, -n and -pg are all 0")
+    with importing():
+        from .. import llm as _  # noqa: F401
     write: Callable[[str], object] = sys.stdout.write
     printer: Printer = (
         Markdown(write, _columns(values), _version())
@@ -144,6 +143,8 @@ def _cases(values: Mapping[str, Any]) -> Iterator[Case]:
 
 def _columns(values: Mapping[str, Any]) -> list[str]:
     """The table's columns that are there for the machine, or because something is not as usual."""
+    from ..devices import list_devices
+
     on_cpu = list_devices()[0].device.type == "cpu"
     usual = {option.key: default for option, default in LISTS}
     shown = [
@@ -161,6 +162,8 @@ def _columns(values: Mapping[str, Any]) -> list[str]:
 
 def load(setting: Setting, n_ctx: int) -> Any:
     """The model and its engine, for one sequence at a time."""
+    from ..llm import LLM
+
     options: dict[str, Any] = {
         "device": setting.device,
         "n_gpu_layers": setting.n_gpu_layers,
@@ -185,6 +188,8 @@ def run_case(llm: Any, case: Case, repetitions: int, *, warmup: bool) -> list[in
 
 
 def _version() -> str:
+    import torch
+
     from naiad import __version__
 
     return f"naiad {__version__}, torch {torch.__version__}"
@@ -192,7 +197,11 @@ def _version() -> str:
 
 def describe(llm: Any, setting: Setting) -> dict[str, Any]:
     """The fields of a Result that all tests of a model share."""
+    import torch
+
     from naiad import __version__
+
+    from ..devices import list_devices
 
     plan = llm.plan
     gpus = [info for info in list_devices() if info.device.type != "cpu"]

@@ -9,19 +9,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ...loaders.open import open_model
 from ...loaders.stored import ModelSource
+from ..defaults import MARGIN_BYTES, MIB
 from ..demo import demo_model
-from ..devices import DeviceInfo, find_device, list_devices
-from ..engine.build import engine_memory
-from ..memory import CTX_STEP, MARGIN_BYTES, MIB, MemoryPlan
-from ..model import plan_model, read_model_config
+from .importing import importing
 from .model_options import MODEL_OPTIONS, engine_options, model_options, model_path
 from .options import Option, Parser, integer
+
+if TYPE_CHECKING:
+    from ..devices import DeviceInfo
+    from ..memory import MemoryPlan
 
 N_POSITIONAL = 0
 PARSER = Parser(
@@ -44,6 +44,8 @@ PARSER = Parser(
 
 def main(values: dict[str, Any]) -> int:
     source = open_model(model_path(values) or demo_model(), use_mmap=values["mmap"])
+    with importing():
+        from ..engine import build as _  # noqa: F401
     found, n_gpu = _fitted(source, values)
     for line in found.lines():
         print(line, file=sys.stderr)
@@ -53,6 +55,9 @@ def main(values: dict[str, Any]) -> int:
 
 def _fitted(source: ModelSource, values: dict[str, Any]) -> tuple[MemoryPlan, int]:
     """The first plan that fits, and its layers on the GPU: all that may be there, then fewer. ValueError for none."""
+    from ..engine.build import engine_memory
+    from ..model import plan_model, read_model_config
+
     config, devices = read_model_config(source), _devices(values)
     options, engine = model_options(values), engine_options(values)
 
@@ -76,6 +81,10 @@ def _fitted(source: ModelSource, values: dict[str, Any]) -> tuple[MemoryPlan, in
 
 def _devices(values: dict[str, Any]) -> list[DeviceInfo]:
     """Those that are here, one of them with the memory that --memory pretends; or a GPU that is asked for with it."""
+    import torch
+
+    from ..devices import DeviceInfo, find_device, list_devices
+
     devices = list_devices()
     if not values["memory"]:
         return devices
@@ -89,6 +98,8 @@ def _devices(values: dict[str, Any]) -> list[DeviceInfo]:
 
 
 def _flags(found: MemoryPlan, n_gpu: int, values: dict[str, Any]) -> Iterator[str]:
+    from ..memory import CTX_STEP
+
     n_ctx = found.n_ctx
     # What was cut down to what fits is rounded, so that it fits again when a little less is free.
     yield f"-c {n_ctx // CTX_STEP * CTX_STEP if n_ctx < found.wanted_ctx and n_ctx > CTX_STEP else n_ctx}"

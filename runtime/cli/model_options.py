@@ -6,22 +6,19 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ...loaders.hub import fetch_model
-from ...quant.cache_types import CACHE_TYPES
-from ..engine.build import N_BATCH, EngineOptions
-from ..llm import LLM
-from ..model import WEIGHT_DTYPES, ModelOptions
+from ...quant.cache_names import CACHE_TYPE_NAMES
+from ..defaults import N_BATCH, WEIGHT_TYPES
+from .importing import importing, keeping
 from .options import Option, UsageError, integer, layer_count, on_off_auto, one_of
 from .thread_options import THREAD_OPTIONS, thread_options
 
-
-def dtype(text: str) -> torch.dtype | None:
-    return WEIGHT_DTYPES[one_of(*WEIGHT_DTYPES)(text)]
-
+if TYPE_CHECKING:
+    from ..engine.build import EngineOptions
+    from ..llm import LLM
+    from ..model import ModelOptions
 
 MODEL_OPTIONS = [
     Option(
@@ -96,8 +93,8 @@ MODEL_OPTIONS = [
     *(
         Option(
             (short, f"--cache-type-{letter}"),
-            f"type of the cache's {what}: {', '.join(CACHE_TYPES)}; without it, as they are computed",
-            one_of(*CACHE_TYPES),
+            f"type of the cache's {what}: {', '.join(CACHE_TYPE_NAMES)}; without it, as they are computed",
+            one_of(*CACHE_TYPE_NAMES),
             "TYPE",
             env=f"LLAMA_ARG_CACHE_TYPE_{letter.upper()}",
         )
@@ -120,7 +117,7 @@ MODEL_OPTIONS = [
         "WHEN",
         "auto",
     ),
-    Option(("--weight-type",), "what they are decoded to: auto, f32, bf16 or f16", dtype, "TYPE"),
+    Option(("--weight-type",), "what they are decoded to: auto, f32, bf16 or f16", one_of(*WEIGHT_TYPES), "TYPE"),
 ]
 
 
@@ -136,6 +133,8 @@ def model_path(values: dict[str, Any]) -> str | Path | None:
 
 def model_options(values: Mapping[str, Any]) -> ModelOptions:
     """How a command's options want a model to be loaded."""
+    from ..model import WEIGHT_DTYPES, ModelOptions
+
     return ModelOptions(
         device=values["device"],
         n_gpu_layers=values["n_gpu_layers"],
@@ -143,7 +142,7 @@ def model_options(values: Mapping[str, Any]) -> ModelOptions:
         threads=thread_options(values),
         cpu_isa=values["cpu_isa"],
         dequantize=values["dequantize"],
-        weight_dtype=values["weight_type"],
+        weight_dtype=WEIGHT_DTYPES[values["weight_type"] or "auto"],
         flash_attn=values["flash_attn"],
         cache_type_k=values["cache_type_k"],
         cache_type_v=values["cache_type_v"],
@@ -154,13 +153,20 @@ def model_options(values: Mapping[str, Any]) -> ModelOptions:
 
 def engine_options(values: Mapping[str, Any]) -> EngineOptions:
     """How they want requests to run."""
+    from ..engine.build import EngineOptions
+
     return EngineOptions(n_batch=values["batch_size"], max_seqs=values["parallel"], cache_ram=values["cache_ram"])
 
 
 def load_llm(values: dict[str, Any], **more: Any) -> LLM:
     """The model that a command's options ask for. more: arguments of LLM that come before theirs."""
+    with importing():
+        from ..llm import LLM
+
     asked = (model_options(values), engine_options(values))
     arguments = {field.name: getattr(part, field.name) for part in asked for field in fields(part)}
     del arguments["on_compile"]  # LLM has its own.
     arguments |= {"use_mmap": values["mmap"], "progress": sys.stderr.isatty()}
-    return LLM(model_path(values), **(arguments | more))
+    path = model_path(values)
+    with keeping():
+        return LLM(path, **(arguments | more))

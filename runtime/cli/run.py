@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..devices import list_devices
-from ..generation import Completion, Generation
-from ..llm import LLM
 from ..sampling import SamplingParams
 from . import print_version
-from .chat import Chat, Conversation
 from .interrupt import Interrupt
 from .model_options import MODEL_OPTIONS, load_llm
 from .options import Option, Parser, UsageError
 from .sampling_options import SAMPLING_OPTIONS, sampling_params
 from .screen import end_text
 from .texts import argument_text, process_escapes, read_text
+
+if TYPE_CHECKING:
+    from ..generation import Completion, Generation
+    from ..llm import LLM
 
 N_POSITIONAL = 0
 PROMPT_OPTIONS = [
@@ -78,6 +78,8 @@ def main(values: dict[str, Any]) -> int:
             if prompt is None:
                 raise UsageError("-no-cnv needs a prompt: -p or -f")
             return _continue_text(llm, prompt, params, display_prompt=values["display_prompt"])
+        from .chat import Chat, Conversation
+
         chat = Chat(Conversation(llm, params, argument_text(values["system_prompt"] or "", escape=False)))
         once = values["single_turn"] or (prompt is not None and not values["conversation"])
         return chat.run(prompt, once=once)
@@ -136,6 +138,8 @@ def _print_plan(llm: LLM) -> None:
 
 
 def _print_devices() -> int:
+    from ..devices import list_devices
+
     print("Available devices:")
     for info in list_devices():
         sizes = (

@@ -8,6 +8,7 @@ from typing import Any
 from ...loaders.gguf import GGUFFile
 from ...loaders.tokenizer import Tokenizer
 from ..demo import demo_model
+from .importing import keeping
 from .options import Option, Parser, UsageError
 from .texts import argument_text, process_escapes, read_stdin, read_text
 
@@ -30,7 +31,8 @@ PARSER = Parser(
 
 
 def main(values: dict[str, Any]) -> int:
-    tokenizer = Tokenizer.from_source(GGUFFile(values["model"] or demo_model()))
+    with keeping():
+        tokenizer = Tokenizer.from_source(GGUFFile(values["model"] or demo_model()))
     text = _text(values)
     add_special = tokenizer.add_bos and not values["no_bos"]
     ids = tokenizer.encode(text, add_special=add_special, parse_special=not values["no_parse_special"])

@@ -13,9 +13,10 @@ from ..cache import PagedCache
 from ..checks import MAX_INT, integer, switch
 from ..config import ModelConfig
 from ..decoder import Decoder
+from ..defaults import MARGIN_BYTES, MAX_SEQS, MIB, N_BATCH
 from ..devices import DeviceInfo, activation_dtype, list_devices
 from ..forks import prepare_torch
-from ..memory import MARGIN_BYTES, MIB, MemoryOptions, MemoryPlan, plan_memory
+from ..memory import MemoryOptions, MemoryPlan, plan_memory
 from ..model import ModelOptions, Plan, plan_model
 from ..ops import Dispatch
 from ..sampling import BatchSampler
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from ..sampling.cpu import CpuSampler
     from ..sampling.state import State
 
-N_BATCH = 512
-MAX_SEQS = 64
 # The least and the most that options may be; what memory allows is less.
 SIZES = {
     "n_batch": (1, 2**24),
