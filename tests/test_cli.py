@@ -254,6 +254,9 @@ class Terminal:
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    # A home of its own for the history, but not for compiled kernels.
+    (Path.home() / ".cache").mkdir(exist_ok=True)
+    (tmp_path / ".cache").symlink_to(Path.home() / ".cache")
     terminal = Terminal(sys.executable, "-m", "naiad", "run", "--temp", "0", "--ignore-eos", home=tmp_path)
     yield terminal
     terminal.close()
