@@ -163,3 +163,12 @@ def test_a_chat_goes_on_after_bytes_that_are_no_text(run: Run, monkeypatch: pyte
         assert code == 0
         assert "moos" in out or data.endswith(b"\xa0\n")
         assert err.count("error: ") == data.count(b"/read") - data.count(b"note")
+
+
+def test_what_is_said_of_a_long_line_is_short(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.TextIOWrapper(io.BytesIO(b"/" + b"x" * 10**6 + b"\n/read " + b"y" * 10**6 + b"\n")) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        code, out, err = run("run -c 64")
+    assert (code, out) == (0, "")
+    assert "is not a command" in err and "File name too long" in err
+    assert len(err) < 1000

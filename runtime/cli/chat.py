@@ -11,6 +11,7 @@ from ..generation import Generation
 from ..llm import LLM
 from ..sampling import SamplingParams
 from .interrupt import Interrupt
+from .options import shortened
 from .screen import end_text
 from .texts import Lines, read_text, stdin_lines
 
@@ -131,7 +132,7 @@ class Chat:
                 self.say(last)
                 return True
         elif command.startswith("/"):
-            print(f"{command} is not a command; /help lists them", file=sys.stderr)
+            print(f"{shortened(command)} is not a command; /help lists them", file=sys.stderr)
         else:
             text = "\n\n".join([*self.attached, line])
             self.attached.clear()
@@ -165,7 +166,7 @@ class Chat:
         try:
             self.attached.append(read_text(Path(name).expanduser()))
         except (OSError, ValueError, RuntimeError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shortened(str(error), 300)}", file=sys.stderr)
         else:
             print(f"{name} goes with your next message.", file=sys.stderr)
 

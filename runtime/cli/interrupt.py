@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,8 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         if self._wakes:
             self._read, self._write = os.pipe()
-            os.set_blocking(self._write, False)
+            if sys.platform != "win32":
+                os.set_blocking(self._write, False)
             self._thread = threading.Thread(target=self._listen, name="naiad interrupt", daemon=True)
             self._thread.start()
             self._previous_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)

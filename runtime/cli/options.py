@@ -154,7 +154,7 @@ class Parser:
             name = word.replace("_", "-") if word.startswith("--") else word
             if name not in self.by_name:
                 if word.startswith("-") or len(values["positional"]) == n_positional:
-                    raise UsageError(f"invalid argument: {word}")
+                    raise UsageError(f"invalid argument: {shortened(word)}")
                 values["positional"].append(word)
                 continue
             option, on = self.by_name[name]

@@ -87,7 +87,7 @@ class SamplingParams:
     n_probs: return so many of the likeliest tokens with log probabilities, before all samplers or, with
     post_sampling_probs, with the probabilities that all samplers left.
     logit_bias: added to tokens' logits, -inf to rule them out; ids beyond the vocabulary are passed over.
-    stop: texts that end the generation and are not part of the answer.
+    stop: texts that end the generation and are not part of the answer. A control token counts as it is spelled, whole.
     """
 
     max_tokens: int = -1
