@@ -385,7 +385,7 @@ def test_only_what_fits_is_restored(llm: LLM, tmp_path: Path) -> None:
     cases = [
         ({"model": "x"}, contents, "with model .*, found x"),
         ({}, {**contents, "other": contents["tokens"].clone()}, r"expected \d+ tensors, found \d+"),
-        ({"version": "2"}, contents, "with version 1, found 2"),
+        ({"version": "1"}, contents, "with version 2, found 1"),
         ({"format": ""}, contents, "with format naiad.cache, found"),
         ({}, {**contents, "tokens": contents["tokens"][:5]}, r"expected blk.0.k.0 as torch.float16 \[1, 32"),
         ({}, {**contents, "tokens": contents["tokens"] - 9}, "token ids outside"),
