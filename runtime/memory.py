@@ -198,7 +198,7 @@ class _Problem:
     @cached_property
     def n_vocab(self) -> int:
         embedding = self.source.tensors.get("token_embd.weight")
-        return embedding.shape[0] if embedding and embedding.shape else 0
+        return embedding.shape[-2] if embedding and len(embedding.shape) > 1 else 0
 
     @cached_property
     def largest_matrix(self) -> int:
