@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from naiad.runtime import llm
 from naiad.runtime.cli import model_options
 from naiad.runtime.cli.options import UsageError
 from naiad.runtime.cli.run import PARSER
@@ -375,7 +376,7 @@ def test_refused_options(arguments: str, message: str) -> None:
 
 
 def test_a_model_is_loaded_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_options, "LLM", lambda path, **fields: fields)
+    monkeypatch.setattr(llm, "LLM", lambda path, **fields: fields)
     fields: Any = model_options.load_llm(PARSER.parse(["-t", "2", "-Crb", "1-2", "--prio-batch", "1"], {}))
     assert fields["threads"] == ThreadOptions(n_threads=2, cpu_range_batch="1-2", prio_batch=1)
     assert "n_threads" not in fields
