@@ -1,5 +1,8 @@
 """Seconds that commands take as whole processes, and until the first token, beside `import torch` and its like.
 
+Beside them stand the seconds of CPU that each process took, which hardly depend on what else the machine does: where
+it has nothing else to do, the two are alike.
+
 python perf/startup.py [--vocabulary vocab.gguf] [-r 7] [--json FILE]
 
 Commands run in turns, so that a drift of the machine's speed favours none; the table gives the median, the lowest and
@@ -20,6 +23,7 @@ from pathlib import Path
 
 Command = tuple[str, ...]
 FIRST_TOKEN = "run, to the first token"
+ONE_TOKEN = "run, one token"
 
 
 def commands(vocabulary: str | None) -> dict[str, Command]:
@@ -34,14 +38,16 @@ def commands(vocabulary: str | None) -> dict[str, Command]:
         "naiad --help": (*naiad, "--help"),
         "naiad info": (*naiad, "info", *model),
         "naiad tokenize": (*naiad, "tokenize", *model, "-p", "Hello world"),
+        ONE_TOKEN: (*naiad, "run", "-p", "Tell me a story about a cat.", "-n", "1", "--temp", "0"),
         FIRST_TOKEN: (*naiad, "run", "-p", "Tell me a story about a cat.", "-n", "50", "--temp", "0"),
     }
 
 
-def seconds(name: str, command: Command) -> float:
-    """Until the process has ended, or has written its first byte where that is a token."""
+def seconds(name: str, command: Command) -> tuple[float, float]:
+    """Until the process has ended, or has written its first byte where that is a token; those of CPU, to its end."""
     # As users have it: Python keeps what it has compiled.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    before = _cpu_seconds()
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
         assert process.stdout is not None
@@ -52,12 +58,18 @@ def seconds(name: str, command: Command) -> float:
         whole = time.perf_counter() - start
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with {code}")
-    return first if name == FIRST_TOKEN else whole
+    return first if name == FIRST_TOKEN else whole, _cpu_seconds() - before
 
 
-def measured(chosen: dict[str, Command], repetitions: int) -> dict[str, list[float]]:
+def _cpu_seconds() -> float:
+    """Of all processes that were waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def measured(chosen: dict[str, Command], repetitions: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds of every run but the first."""
-    found: dict[str, list[float]] = {name: [] for name in chosen}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
     for i in range(repetitions + 1):
         for name, command in chosen.items():
             taken = seconds(name, command)
@@ -73,9 +85,12 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results = {}
-    for name, times in measured(commands(arguments.vocabulary), arguments.repetitions).items():
-        results[name] = [round(value, 3) for value in (statistics.median(times), min(times), max(times))]
-        print("{:26} {:.3f} s [{:.3f} … {:.3f}]".format(name, *results[name]))
+    for name, pairs in measured(commands(arguments.vocabulary), arguments.repetitions).items():
+        times, cpu = zip(*pairs, strict=True)
+        row = (statistics.median(times), min(times), max(times), statistics.median(cpu))
+        names = ("median", "lowest", "highest", "cpu")
+        results[name] = {key: round(value, 3) for key, value in zip(names, row, strict=True)}
+        print("{:26} {:.3f} s [{:.3f} … {:.3f}]   CPU {:.3f} s".format(name, *row))
     if arguments.json:
         record = {"vocabulary": Path(arguments.vocabulary).name if arguments.vocabulary else None, "seconds": results}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
