@@ -14,7 +14,9 @@ Where they differ, on purpose or by necessity:
 What a file can cost, on one core of 2023: building takes at most 35 bytes of memory and 0.3 us per byte of the
 vocabulary (300 bytes in a unigram model of up to 3 MB). Encoding a text takes 10 us per letter and, where SentencePiece
 merges one word, 300 bytes; 50 us where each letter begins 5,000 tokens of a unigram model, or nearly one of 50,000.
-No expression comes from a file: pre-tokenizers have names, of which `pretokenizers.py` knows the expressions.
+Expressions of named pre-tokenizers are linear, too (`pretokenizers.py`). Those that a tokenizer.json brings
+(`carried.py`) are stopped with an error when they have stepped back ten million times from one place; short of that,
+nothing bounds them.
 """
 
 from .stream import StreamDecoder

@@ -38,7 +38,7 @@ class BPE:
         self._tokenizer.pre_tokenizer = _steps(pre)
         self._dropped = bytes(byte for byte, letter in enumerate(LETTERS) if letter not in vocab.ids)
         self._may_drop = pre.raw_utf8 or bool(self._dropped)
-        self._single = {text for text in vocab.ids if len(text) == 1} if pre.raw_utf8 else set()
+        self._single = {text for text in vocab.ids if len(text) == 1 and text != " "} if pre.raw_utf8 else set()
 
     def encode(self, fragments: Sequence[str | int]) -> list[int]:
         """Token ids of a text that was cut at its special tokens (the integers)."""
@@ -58,7 +58,7 @@ class BPE:
         if self._drop_spaces:
             return 0  # and letters become others
         if self._pre.raw_utf8:
-            # Letters that are no tokens may be dropped.
+            # Letters that are no tokens may be dropped, and a space may become one.
             return sum(map(self._single.__contains__, text))
         return len(text.encode().translate(None, self._dropped))
 
