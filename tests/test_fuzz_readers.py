@@ -32,7 +32,7 @@ def gguf_value(rng: random.Random, depth: int = 0) -> tuple[int, bytes]:
         return kind, rng.randbytes(struct.calcsize(SCALARS[kind]))
     if kind == STRING:
         return kind, string(rng.randbytes(rng.randrange(9)))
-    n = rng.choice([0, 1, 3, rng.randrange(200)])
+    n = rng.choice([0, 1, 3, rng.randrange(2 if depth else 200)])
     if depth > 4:
         return kind, array(UINT8, n, bytes(n))
     parts = [gguf_value(rng, depth + 1)] * n
