@@ -38,8 +38,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Open:
     root = tmp_path_factory.mktemp("checkpoints")
     with pytest.MonkeyPatch.context() as patch:
         for name in MODELS:
-            patch.setitem(CASES, name, replace(CASES[name], changes={**CASES[name].changes, **WIDE}))
-            make_checkpoint(name, root / name)
+            # Under a name of their own: models are made once for each.
+            patch.setitem(CASES, f"{name}-wide", replace(CASES[name], changes={**CASES[name].changes, **WIDE}))
+            make_checkpoint(f"{name}-wide", root / name)
     return lambda name: open_model(root / name)
 
 
