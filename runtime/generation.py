@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..loaders.tokenizer import Tokenizer
-from .engine.engine import Engine, Handle, TokenLogprobs
+from .engine.engine import Engine, Handle
+from .engine.logprobs import TokenLogprobs
 from .sampling import SamplingParams
 from .stop import StopFilter
 
@@ -50,7 +51,7 @@ class Completion:
     tokens: tuple[int, ...]
     finish_reason: str
     timings: Timings
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
     error: str | None = None
 
     def __str__(self) -> str:
@@ -186,7 +187,7 @@ class Generation:
             generation_seconds=h.last_token - h.first_token,
             waiting_seconds=h.started - h.submitted if h.started else 0.0,
         )
-        tokens, logprobs = tuple(self.tokens), tuple(h.logprobs[:n])
+        tokens, logprobs = tuple(self.tokens), h.logprobs[:n]
         return Completion(text, tokens, self.finish_reason or "cancelled", timings, logprobs, h.error)
 
     def check(self) -> None:

@@ -173,10 +173,10 @@ def test_logprobs_do_not_depend_on_other_requests_or_the_cache() -> None:
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, n_probs=2)
 
     def answers(engine: Engine) -> list[list[Any]]:
-        return [handle.logprobs for handle in run(engine, prompts, params)]
+        return [list(handle.logprobs) for handle in run(engine, prompts, params)]
 
     alone = [run(engine_of(decoder), [prompt], params)[0] for prompt in prompts]
-    expected = [handle.logprobs for handle in alone]
+    expected = [list(handle.logprobs) for handle in alone]
     switches: list[dict[str, Any]] = [{}, {"n_batch": 5}, {"n_batch": 64, "overlap": True}, {"n_pages": 14}]
     for options in switches:
         engine = engine_of(decoder, **options)

@@ -186,6 +186,18 @@ def test_the_context_ends_a_request(load: Load) -> None:
     assert handle.finish_reason == "length"
 
 
+def test_what_a_request_keeps_is_bounded(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("naiad.runtime.engine.logprobs.MAX_KEPT", 400)
+    engine = engine_of(load("llama"), n_ctx=64)
+    cases: list[tuple[dict[str, Any], int]] = [({}, 400 // 63), ({"max_tokens": 20}, 20), ({"max_tokens": 4}, 97)]
+    for fields, most in cases:
+        engine.submit([1, 2], SamplingParams(**fields, n_probs=most))
+        if most < 97:
+            with pytest.raises(ValueError, match=f"n_probs must be at most {most} for up to .* found {most + 1}"):
+                engine.submit([1, 2], SamplingParams(**fields, n_probs=most + 1))
+    finish(engine)
+
+
 BAD: list[tuple[list[int], dict[str, Any], str]] = [
     ([], {}, "no tokens"),
     ([1] * 65, {}, "65"),
@@ -325,6 +337,11 @@ def test_logprobs(load: Load) -> None:
     finish(engine)
     logits = Session(decoder, 20).logits([*prompts[1], *asked.tokens[:-1]])[-5:].log_softmax(-1)
     assert plain.logprobs == []
+    assert asked.logprobs.n_bytes == 5 * (4 + 4 + 3 * 8)
+    assert asked.logprobs[-1] == asked.logprobs[4] == asked.logprobs[3:][1]
+    assert asked.logprobs[1:3] == list(asked.logprobs)[1:3]
+    with pytest.raises(IndexError):
+        asked.logprobs[5]
     for row, token, found in zip(logits, asked.tokens, asked.logprobs, strict=True):
         values, ids = row.topk(3)
         assert found.token == token

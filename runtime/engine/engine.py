@@ -20,8 +20,9 @@ import torch
 from ..checks import MAX_INT, number, switch
 from ..forks import Forked
 from ..sampling import BreakerTable, SamplingParams
+from .logprobs import LogprobList, check_kept
 from .request import Request
-from .runner import Logprobs, Results, Runner
+from .runner import Results, Runner
 from .scheduler import Scheduler, Step
 from .vocabulary import Vocabulary
 
@@ -29,18 +30,6 @@ T = TypeVar("T")
 # Seconds for which a fork waits for the end of a step.
 FORK_WAIT = 0.05
 FORKED = "this process was forked: the request goes on in its parent"
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A token's logprob, and the likeliest tokens of its place with theirs.
-
-    Natural logarithms of probabilities before all samplers; with post_sampling_probs, the probabilities after them.
-    """
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -58,7 +47,7 @@ class Handle:
     params: SamplingParams
     breakers: BreakerTable
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: LogprobList = field(default_factory=LogprobList)
     finish_reason: str | None = None
     error: str | None = None
     refusal: ValueError | None = None
@@ -172,6 +161,8 @@ class Engine(Forked):
         params = params or SamplingParams()
         self.scheduler.check_length(len(prompt))
         self.vocabulary.check(prompt, params)
+        if params.n_probs:
+            check_kept(params.n_probs, self.scheduler.most_tokens(len(prompt), params.max_tokens))
         cache_prompt = switch("cache_prompt", cache_prompt)
         refusal = _refusal(priority, timeout)
         if refusal is not None:
@@ -371,7 +362,8 @@ class Engine(Forked):
                 handle.first_token = now
             handle.last_token = now
             if request in places and places[request] in logprobs:
-                handle.logprobs.append(_token_logprobs(token, logprobs[places[request]], handle.params.n_probs))
+                found, n = logprobs[places[request]], handle.params.n_probs
+                handle.logprobs.append(token, found.logprob, found.top_ids[:n], found.top_logprobs[:n])
             stopped = handle.watch is not None and handle.watch(token)
             handle.tokens.append(token)
             if stopped:
@@ -404,8 +396,3 @@ def _refusal(priority: Any, timeout: Any) -> ValueError | None:
                 raise
             return error
     return None
-
-
-def _token_logprobs(token: int, found: Logprobs, n_probs: int) -> TokenLogprobs:
-    top = zip(found.top_ids[:n_probs], found.top_logprobs[:n_probs], strict=True)
-    return TokenLogprobs(token, found.logprob, tuple(top))

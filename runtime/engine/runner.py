@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..batch import Batch, to_device
@@ -24,8 +25,8 @@ class Logprobs:
     """Of a sampled token, and the likeliest tokens of its place with theirs (see Sampled)."""
 
     logprob: float
-    top_ids: list[int]
-    top_logprobs: list[float]
+    top_ids: npt.NDArray[np.int64]
+    top_logprobs: npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -49,7 +50,8 @@ class Results:
                 tokens[place] = found[i]
             if sampled.logprobs is not None:
                 assert sampled.top_ids is not None and sampled.top_logprobs is not None
-                own, ids, tops = (t.tolist() for t in (sampled.logprobs, sampled.top_ids, sampled.top_logprobs))
+                own = sampled.logprobs.tolist()
+                ids, tops = sampled.top_ids.numpy(), sampled.top_logprobs.numpy()
                 logprobs |= {place: Logprobs(own[i], ids[i], tops[i]) for i, place in enumerate(places)}
         return tokens, logprobs
 

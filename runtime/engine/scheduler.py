@@ -95,6 +95,11 @@ class Scheduler:
         """ValueError for a prompt of so many tokens that could never be served."""
         check_length(n_prompt, self.n_ctx, self.pool.capacity)
 
+    def most_tokens(self, n_prompt: int, max_tokens: int) -> int:
+        """How many tokens a request can generate at most."""
+        room = max(1, min(self.n_ctx, self.pool.capacity) + 1 - n_prompt)
+        return room if max_tokens == NO_LIMIT else max(1, min(room, max_tokens))
+
     def submit(self, request: Request) -> None:
         """Queues a request. ValueError: it can never be served. QueueFull: too many wait already."""
         request.check(self.n_ctx, self.pool.capacity)

@@ -85,7 +85,7 @@ class SamplingParams:
     samplers: which samplers run, in which order (names or their aliases); adaptive_p goes last and chooses the token.
     min_keep: top_p, min_p, typ_p and xtc leave at least so many tokens.
     n_probs: return so many of the likeliest tokens with log probabilities, before all samplers or, with
-    post_sampling_probs, with the probabilities that all samplers left.
+    post_sampling_probs, with the probabilities that all samplers left. At most 2^24 for all tokens of a request.
     logit_bias: added to tokens' logits, -inf to rule them out; ids beyond the vocabulary are passed over.
     stop: texts that end the generation and are not part of the answer. A control token counts as it is spelled, whole.
     """
