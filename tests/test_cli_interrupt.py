@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from naiad.runtime.cli import interrupt
-from naiad.runtime.cli.interrupt import Interrupt
+from naiad.runtime.cli.interrupt import Interrupt, leaving_at_once
 from naiad.runtime.engine.engine import Engine
 
 Run = Callable[[str], tuple[int, str, str]]
@@ -111,3 +111,14 @@ def test_it_leaves_files_and_handlers_as_they_were() -> None:
     assert set(os.listdir("/proc/self/fd")) == files
     assert signal.getsignal(signal.SIGINT) is handler
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_what_ignores_ctrl_c_goes_on_doing_so() -> None:
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupt() as pressed, leaving_at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert not pressed.pressed
+    finally:
+        signal.signal(signal.SIGINT, handler)

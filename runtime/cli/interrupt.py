@@ -21,7 +21,9 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.pressed = False
-        self._wakes = threading.current_thread() is threading.main_thread()
+        # Handlers are the main thread's; and a program that was started to ignore Ctrl-C goes on doing so.
+        in_main = threading.current_thread() is threading.main_thread()
+        self._wakes = in_main and signal.getsignal(signal.SIGINT) != signal.SIG_IGN
 
     def __enter__(self) -> Interrupt:
         if self._wakes:
