@@ -273,7 +273,7 @@ def q6_k(sink: Sink) -> Decoder:
         low = words.field(words.load(0, 8 * (group & 1) + word), 4 * (group >> 1), 15 * BITS)
         return words.b.or_(low, words.field(words.load(1, word), 2 * group, 3 * BITS, up=4))
 
-    span = sink.span(Codes(emit, 4, 32, 63))
+    span = sink.span(Codes(emit, 4, 32, 63, apart=2))
 
     @inline
     def two(d, scales):
@@ -340,3 +340,7 @@ DECODERS: dict[str, Callable[[Sink], Decoder]] = {
     "TQ1_0": small.tq1_0,
     "TQ2_0": small.tq2_0,
 }
+
+# Formats that are multiplied while they are decoded, and the fields of them that are words of codes.
+SPANNED = frozenset(name for name, make in DECODERS.items() if make.__module__ == __name__)
+WORD_FIELDS = ("qs", "ql", "qh", "hmask")

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ...quant.formats import format_by_name
+from ...quant.formats import Format, format_by_name
 from .atomics import next_task
-from .decode import DECODERS
+from .decode import DECODERS, SPANNED, WORD_FIELDS
 from .kernel import kernel_family
 from .language import LANES, inline
 from .records import RECORD
 from .scalars import prefetch
 from .sinks import DOT, add_sums, load_sums, multiply_floats, no_sums, rows_of, scale_sums, store_sums
+from .spans import AHEAD
 from .vectors import as_floats, load_floats, load_halves, load_shorts
 
 FLOAT_LOADS = {
@@ -25,10 +26,18 @@ FLOAT_LOADS = {
     "BF16": inline(lambda address: as_floats(load_shorts(address) << 16)),
 }
 
-# How far ahead weights are asked for: what processors ask for by themselves comes late.
-AHEAD = 4096
-
 SERVED = frozenset((*DECODERS, *FLOAT_LOADS))
+
+
+def _unasked(fmt: Format) -> tuple[int, int]:
+    """From where to where a tile is asked for as a whole: without what spans ask for (spans.py)."""
+    if fmt.name not in SPANNED:
+        return 0, LANES * fmt.type_size
+    starts = {field.name: LANES * sum(f.n_bytes for f in fmt.fields[:i]) for i, field in enumerate(fmt.fields)}
+    own = [field for field in fmt.fields if field.name not in WORD_FIELDS]
+    # The scales of a block, or all that is beside its words: a cache line or a few.
+    field = max(own, key=lambda field: field.n_bytes)
+    return starts[field.name], starts[field.name] + LANES * field.n_bytes
 
 
 def unit_product(format: str) -> tuple[int, int, Callable[..., Any]]:
@@ -44,9 +53,11 @@ def unit_product(format: str) -> tuple[int, int, Callable[..., Any]]:
         def decode(state, tile, at, to):
             return multiply_floats(state, at, to, load(tile))
 
+    first, last = _unasked(fmt)
+
     @inline
     def multiply(state, tile, at, to):
-        for line in range(0, tile_bytes, 64):
+        for line in range(first, last, 64):
             prefetch(tile + AHEAD + line)
         return decode(state, tile, at, to)
 

@@ -70,11 +70,13 @@ def store_half(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
     store(b, b.fptrunc(value, ir.HalfType()), address)
 
 
-@op(types.void, types.intp)
-def prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+def emit_prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
     """Asks for a cache line that will be read after a while; it need not be there."""
     pointer = b.inttoptr(address, BITS[8].as_pointer())
     call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+
+
+prefetch = op(types.void, types.intp)(emit_prefetch)
 
 
 @op(types.float32, types.float32)

@@ -1,8 +1,8 @@
 """Products of weights whose codes lie in words of 8, 5, 4 or fewer bits: decoded where they are multiplied.
 
 A span is some groups of 32 weights that share words. What is live at a time is small, so that it stays in registers: a
-word of 16 rows is loaded, its codes are multiplied with all columns, the next one follows. A single column takes the
-groups of a span together, each word once; several take one group after another, as many sums as columns.
+word of 16 rows is loaded, its codes are multiplied with all columns, the next one follows. A single column takes two
+groups together, which share words; several take one group after another, as many sums as columns.
 """
 
 from __future__ import annotations
@@ -18,21 +18,32 @@ from numba.extending import intrinsic
 from .instructions import Partial, byte_table, emit_lookup
 from .language import F32, I32, I64, LANES, const, current_isa, fused, load, parts, splat, whole
 from .records import FULL, RECORD, SCALE, SUMS
+from .scalars import emit_prefetch
 
 WORDS = 8
+# How far ahead weights are asked for, in bytes: what processors ask for by themselves comes late.
+AHEAD = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Words of some of the 16 rows: `lanes` of them, from number part * lanes on."""
+    """Words of some of the 16 rows: `lanes` of them, from number part * lanes on.
+
+    asked: which have been asked for, AHEAD of being loaded; None asks for none. A few at a time, between products: when
+    a whole block is asked for at once, processors wait for memory before they go on.
+    """
 
     b: ir.IRBuilder
     places: Sequence[ir.Value]
     lanes: int
     part: int
+    asked: set[tuple[int, int]] | None = None
 
     def load(self, place: int, word: int) -> ir.Value:
         """Vector `word` of those at places[place]."""
+        if self.asked is not None and (place, word) not in self.asked:
+            self.asked.add((place, word))
+            emit_prefetch(self.b, self.b.add(self.places[place], I64(4 * LANES * word + AHEAD)))
         offset = 4 * LANES * word + 4 * self.lanes * self.part
         return load(self.b, self.b.add(self.places[place], I64(offset)), ir.VectorType(I32, self.lanes))
 
@@ -64,6 +75,7 @@ class Codes:
     emit(words, word, group): the codes of weights 4 * word … 4 * word + 3 of a group. groups: how many there are, one
     record behind the other. zero: the code that stands for 0, or FULL where codes are signed. largest: the largest
     code there is, or its absolute value. order: of the eight words, so that those which share memory are neighbours.
+    apart: how far apart the groups are that share most.
     """
 
     emit: Callable[[Words, int, int], ir.Value]
@@ -71,6 +83,14 @@ class Codes:
     zero: int
     largest: int
     order: tuple[int, ...] = tuple(range(WORDS))
+    apart: int = 1
+
+    def together(self, n_columns: int) -> list[list[int]]:
+        """The groups that are taken at a time."""
+        if n_columns > 1 or self.groups == 1:
+            return [[group] for group in range(self.groups)]
+        firsts = [group for group in range(self.groups) if not group // self.apart % 2]
+        return [[group, group + self.apart] for group in firsts]
 
 
 def _fence(b: ir.IRBuilder) -> None:
@@ -79,17 +99,10 @@ def _fence(b: ir.IRBuilder) -> None:
 
 
 def _column_sums(
-    b: ir.IRBuilder,
-    codes: Codes,
-    places: Sequence[ir.Value],
-    columns: Sequence[ir.Value],
-    groups: Sequence[int],
-    n: int,
+    codes: Codes, words: Sequence[Words], columns: Sequence[ir.Value], groups: Sequence[int], n: int
 ) -> dict[tuple[int, int, int, int], ir.Value]:
     """Exact sums of products of codes and activations, int32, by (column, group, half, part); n halves (1 or 2)."""
-    isa = current_isa()
-    n_parts = LANES // isa.lanes
-    words = [Words(b, places, isa.lanes, part) for part in range(n_parts)]
+    isa, b, n_parts = current_isa(), words[0].b, len(words)
     signed = codes.zero == FULL and not isa.unsigned
     sums: dict[tuple[int, int, int, int], Partial] = {}
     for i, word in enumerate(codes.order):
@@ -127,14 +140,14 @@ def dot_span(codes: Codes) -> Any:
             totals = [parts(b, total, n_parts) for total in cgutils.unpack_tuple(b, args[0], n)]
             columns = [b.add(column, args[1]) for column in cgutils.unpack_tuple(b, args[2], n)]
             factors = [parts(b, scale, n_parts) for scale in cgutils.unpack_tuple(b, args[4])]
-            where = cgutils.unpack_tuple(b, args[3])
-            every = list(range(codes.groups))
+            where, asked = cgutils.unpack_tuple(b, args[3]), set[tuple[int, int]]()
+            words = [Words(b, where, lanes, part, asked) for part in range(n_parts)]
 
             def scalar(column: ir.Value, group: int, offset: int, kind: ir.Type) -> ir.Value:
                 return splat(b, load(b, b.add(column, I64(RECORD * group + offset)), kind), lanes)
 
-            for groups in [every] if n == 1 else [[g] for g in every]:
-                sums = _column_sums(b, codes, where, columns, groups, n_halves)
+            for groups in codes.together(n):
+                sums = _column_sums(codes, words, columns, groups, n_halves)
                 for g in groups:
                     for c, column in enumerate(columns):
                         minus = []
