@@ -68,7 +68,9 @@ class Decoder:
             angles = {key: rope.angles(batch.positions) for key, rope in ropes.items()}
             stream = ops.layers(layers, stream, angles, cache.layers[first:last], batch)
             first = last
-        return stream.x if batch.output_rows is None else stream.x[batch.output_rows]
+        # As many as there are tokens are all of them, which is what decoding asks for.
+        all_rows = batch.output_rows is None or batch.output_rows.shape == batch.tokens.shape
+        return stream.x if all_rows else stream.x[batch.output_rows]
 
 
 def build_decoder(

@@ -86,12 +86,13 @@ class CpuOps:
             return plan
         part = plan.parts[0]
         assert isinstance(part, Product)
-        route = self.prompt_route(len(x))
+        n_rows = x.shape[0]
+        route = self.prompt_route(n_rows)
         if norm is None and route != "int8" and part.weight.format.is_quantized:
             y = decoded_product(x, part.weight, DTYPES[route], self.kernels)
             return y if bias is None else y + bias
-        x, y = x.float().contiguous(), torch.empty(len(x), part.weight.width)
-        plan.run(len(x), x=x.data_ptr(), y=y.data_ptr())
+        x, y = x.float().contiguous(), torch.empty(n_rows, part.weight.width)
+        plan.run(n_rows, x=x.data_ptr(), y=y.data_ptr())
         return y[:, : part.weight.n_out]
 
     def logits(self, x: torch.Tensor, norm: Norm, output: Linear) -> torch.Tensor | Declined:
@@ -124,7 +125,7 @@ class CpuOps:
         caches: Sequence[LayerCache],
         batch: Batch,
     ) -> Stream | Declined:
-        if self.prompt_route(len(stream.x)) != "int8":
+        if self.prompt_route(stream.x.shape[0]) != "int8":
             return Declined("torch multiplies prompts faster", expected=True)
         key = id(layers[0]), len(layers)
         plan = self._stacks.get(key)
@@ -135,7 +136,7 @@ class CpuOps:
         if isinstance(plan[0], Declined):
             return plan[0]
         self.steps.begin(batch, angles)
-        plan[0].run(len(stream.x), x=stream.x.data_ptr())
+        plan[0].run(stream.x.shape[0], x=stream.x.data_ptr())
         return Stream(stream.x)
 
     def _parts_of(self, layers: Sequence[Layer], caches: Sequence[LayerCache], angles: dict[int, Angles]) -> list[Part]:
@@ -153,12 +154,12 @@ class CpuOps:
         return LEFT_TO_TORCH
 
     def mlp_block(self, block: Mlp | Moe, stream: Stream, following: Attention | None) -> Stream | Declined:
-        if isinstance(block, Mlp) and self.prompt_route(len(stream.x)) != "int8":
+        if isinstance(block, Mlp) and self.prompt_route(stream.x.shape[0]) != "int8":
             return Declined("torch multiplies prompts faster", expected=True)
         plan = self.plan(id(block), lambda: [MoeHalf(block) if isinstance(block, Moe) else MlpHalf(block)], block)
         if isinstance(plan, Declined):
             return plan
-        plan.run(len(stream.x), x=stream.x.data_ptr())
+        plan.run(stream.x.shape[0], x=stream.x.data_ptr())
         return Stream(stream.x)
 
     def prompt_route(self, n_rows: int) -> Route:

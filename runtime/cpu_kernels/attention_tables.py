@@ -55,8 +55,9 @@ class StepTables:
             (table, torch.int32),
         ):
             assert tensor.dtype == dtype and tensor.is_contiguous(), (tensor.dtype, tensor.shape)
-        n_rows, n_sequences = len(slots), len(lengths)
-        assert len(starts) == n_sequences + 1 and len(table) == n_sequences
+        # `len` of a tensor is Python code, and this runs for every token.
+        n_rows, n_sequences = slots.shape[0], lengths.shape[0]
+        assert starts.shape[0] == n_sequences + 1 and table.shape[0] == n_sequences
         self._keep = (slots, starts, lengths, table)
         if n_sequences:
             self._reserve(n_rows, n_sequences, int(lengths.max()))

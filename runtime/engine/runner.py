@@ -149,6 +149,8 @@ class Runner:
         return batch
 
     def _results(self, rows: list[Row], groups: list[tuple[Sequence[int], Sampled]]) -> Results:
+        if self.output_device.type == "cpu" and self.graphs is None:
+            return Results(rows, groups, None)
         # A graph's own numbers are overwritten by its next run, which may come before they are read.
         on_cuda = self.output_device.type == "cuda"
         arriving = [(places, _copied(sampled, non_blocking=on_cuda)) for places, sampled in groups]

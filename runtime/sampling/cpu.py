@@ -60,7 +60,7 @@ class CpuSampler:
         plan = self._plans.get(signature) or self._make_plan(signature)
         assert logits.dtype == torch.float32 and rows.dtype == torch.int64 and draws.dtype == torch.float64
         logits, rows, draws = logits.contiguous(), rows.contiguous(), draws.contiguous()
-        n, fields = len(rows), plan.fields
+        n, fields = rows.shape[0], plan.fields
         sampled = _zeros(n, plan.n_top)
         fields[sampling.N_ROWS] = n
         fields[sampling.LOGITS_ROWS] = logits.data_ptr()
