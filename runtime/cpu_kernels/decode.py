@@ -273,7 +273,7 @@ def q6_k(sink: Sink) -> Decoder:
         low = words.field(words.load(0, 8 * (group & 1) + word), 4 * (group >> 1), 15 * BITS)
         return words.b.or_(low, words.field(words.load(1, word), 2 * group, 3 * BITS, up=4))
 
-    span = sink.span(Codes(emit, 4, 32, 63, apart=2))
+    span = sink.span(Codes(emit, 4, 32, 63, apart=2, in_order=True))
 
     @inline
     def two(d, scales):
@@ -282,12 +282,13 @@ def q6_k(sink: Sink) -> Decoder:
     @inline
     def decode(state, tile, at, to):
         d = load_halves(tile + 3328)
-        low, high, scales = tile, tile + 2048, tile + 3072
+        low, high, scales, lines = tile, tile + 2048, tile + 3072, tile
         for _ in range(2):
             first = two(d, scales) + two(d, scales + 2 * LANES)
             last = two(d, scales + 4 * LANES) + two(d, scales + 6 * LANES)
-            state = span(state, at, to, (low, high), first + last)
+            state = span(state, at, to, (low, high, lines), first + last)
             low, high, scales, at = low + 2 * W8, high + W8, scales + 8 * LANES, at + 4 * RECORD
+            lines += 3 * W8
         return state
 
     return decode

@@ -38,12 +38,16 @@ class Words:
     lanes: int
     part: int
     asked: set[tuple[int, int]] | None = None
+    in_order: bool = False
 
     def load(self, place: int, word: int) -> ir.Value:
         """Vector `word` of those at places[place]."""
         if self.asked is not None and (place, word) not in self.asked:
+            # One line behind the other, whatever the order of words: memory wants to be read from end to end.
+            line = self.places[-1] if self.in_order else self.places[place]
+            at = len(self.asked) if self.in_order else word
             self.asked.add((place, word))
-            emit_prefetch(self.b, self.b.add(self.places[place], I64(4 * LANES * word + AHEAD)))
+            emit_prefetch(self.b, self.b.add(line, I64(4 * LANES * at + AHEAD)))
         offset = 4 * LANES * word + 4 * self.lanes * self.part
         return load(self.b, self.b.add(self.places[place], I64(offset)), ir.VectorType(I32, self.lanes))
 
@@ -75,7 +79,8 @@ class Codes:
     emit(words, word, group): the codes of weights 4 * word … 4 * word + 3 of a group. groups: how many there are, one
     record behind the other. zero: the code that stands for 0, or FULL where codes are signed. largest: the largest
     code there is, or its absolute value. order: of the eight words, so that those which share memory are neighbours.
-    apart: how far apart the groups are that share most.
+    apart: how far apart the groups are that share most. in_order: whether words lie in several places of a tile; then
+    the last place is where its first line is that is to be asked for.
     """
 
     emit: Callable[[Words, int, int], ir.Value]
@@ -84,6 +89,7 @@ class Codes:
     largest: int
     order: tuple[int, ...] = tuple(range(WORDS))
     apart: int = 1
+    in_order: bool = False
 
     def together(self, n_columns: int) -> list[list[int]]:
         """The groups that are taken at a time."""
@@ -141,7 +147,7 @@ def dot_span(codes: Codes) -> Any:
             columns = [b.add(column, args[1]) for column in cgutils.unpack_tuple(b, args[2], n)]
             factors = [parts(b, scale, n_parts) for scale in cgutils.unpack_tuple(b, args[4])]
             where, asked = cgutils.unpack_tuple(b, args[3]), set[tuple[int, int]]()
-            words = [Words(b, where, lanes, part, asked) for part in range(n_parts)]
+            words = [Words(b, where, lanes, part, asked, codes.in_order) for part in range(n_parts)]
 
             def scalar(column: ir.Value, group: int, offset: int, kind: ir.Type) -> ir.Value:
                 return splat(b, load(b, b.add(column, I64(RECORD * group + offset)), kind), lanes)
