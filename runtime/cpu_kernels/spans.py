@@ -92,11 +92,12 @@ class Codes:
     in_order: bool = False
 
     def together(self, n_columns: int) -> list[list[int]]:
-        """The groups that are taken at a time."""
-        if n_columns > 1 or self.groups == 1:
-            return [[group] for group in range(self.groups)]
+        """The groups that are taken at a time; always in the same order, so that float32 sums are the same."""
+        if self.groups == 1:
+            return [[0]]
         firsts = [group for group in range(self.groups) if not group // self.apart % 2]
-        return [[group, group + self.apart] for group in firsts]
+        pairs = [[group, group + self.apart] for group in firsts]
+        return pairs if n_columns == 1 else [[group] for pair in pairs for group in pair]
 
 
 def _fence(b: ir.IRBuilder) -> None:
