@@ -17,12 +17,12 @@ OPEN = """
 import sys, time
 from naiad.loaders.gguf import GGUFFile
 from naiad.loaders.tokenizer import Tokenizer
-start = time.perf_counter()
+start = time.process_time()
 file = GGUFFile(sys.argv[1])
-middle = time.perf_counter()
+middle = time.process_time()
 tokenizer = Tokenizer.from_kv(file.kv)
 tokenizer.encode("Hello world")
-print(middle - start, time.perf_counter() - middle, len(file.tensors))
+print(middle - start, time.process_time() - middle, len(file.tensors))
 """
 
 # VmHWM counts mapped pages of the file too, so with stored weights they are in it as well.
@@ -47,7 +47,7 @@ def run(program: str, *arguments: str) -> str:
 
 
 def opening(path: str, repetitions: int) -> tuple[list[float], list[float], int]:
-    """Seconds to read the metadata, seconds to build the tokenizer (and use it once), number of tensors."""
+    """Seconds of the processor to read the metadata, to build the tokenizer (and use it once); number of tensors."""
     rows = [run(OPEN, path).split() for _ in range(repetitions)]
     return [float(r[0]) for r in rows], [float(r[1]) for r in rows], int(rows[0][2])
 
