@@ -22,9 +22,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.repair()
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """The tests' tensors are small: a second thread only waits, on a busy machine for long."""
+    """The tests' tensors are small: a second thread only waits, on a busy machine for long. Before every test, since a
+    model that is loaded with a number of threads sets it for the whole process."""
     torch.set_num_threads(1)
 
 
