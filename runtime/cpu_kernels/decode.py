@@ -167,7 +167,8 @@ def q3_k(sink: Sink) -> Decoder:
             high = words.field(words.load(1, word), first + group, BITS, up=2)
             return words.b.or_(crumb(words, word, group), high)
 
-        return Codes(emit, 4, 4, 7)
+        # Half of a tile's 27 lines.
+        return Codes(emit, 4, 4, 7, n_lines=14)
 
     spans = sink.span(codes(0)), sink.span(codes(4))
     first_span, second_span = spans
@@ -187,8 +188,8 @@ def q3_k(sink: Sink) -> Decoder:
     @inline
     def decode(state, tile, at, to):
         d = load_halves(tile + 1728)
-        state = first_span(state, at, to, (tile + 512, tile), all_scales(d, tile, 0))
-        return second_span(state, at + 4 * RECORD, to, (tile + 512 + W8, tile), all_scales(d, tile, 1))
+        state = first_span(state, at, to, (tile + 512, tile, tile), all_scales(d, tile, 0))
+        return second_span(state, at + 4 * RECORD, to, (tile + 512 + W8, tile, tile + 896), all_scales(d, tile, 1))
 
     return decode
 
@@ -239,7 +240,8 @@ def q5_k(sink: Sink) -> Decoder:
             high = words.field(words.load(1, word), 2 * pair + group, BITS, up=4)
             return words.b.or_(nibble_of_two(words, word, group), high)
 
-        return sink.span(Codes(emit, 2, 0, 31))
+        # A quarter of a tile's 44 lines.
+        return sink.span(Codes(emit, 2, 0, 31, n_lines=11))
 
     first, second, third, fourth = (span_of(pair) for pair in range(4))
 
@@ -253,16 +255,16 @@ def q5_k(sink: Sink) -> Decoder:
         d, dmin = load_halves(tile), load_halves(tile + 32)
         a, b, c, e = six_bit_scales(tile + 64)
         high, q = tile + 256, tile + 256 + W8
-        state = first(state, at, to, (q, high), (d * byte_of(a, 0), d * byte_of(a, 1)))
+        state = first(state, at, to, (q, high, tile), (d * byte_of(a, 0), d * byte_of(a, 1)))
         state = offset_pair(state, at, to, dmin, c)
         at, q = at + 2 * RECORD, q + W8
-        state = second(state, at, to, (q, high), (d * byte_of(a, 2), d * byte_of(a, 3)))
+        state = second(state, at, to, (q, high, tile + 704), (d * byte_of(a, 2), d * byte_of(a, 3)))
         state = offset_pair(state, at, to, dmin, c >> 16)
         at, q = at + 2 * RECORD, q + W8
-        state = third(state, at, to, (q, high), (d * byte_of(b, 0), d * byte_of(b, 1)))
+        state = third(state, at, to, (q, high, tile + 1408), (d * byte_of(b, 0), d * byte_of(b, 1)))
         state = offset_pair(state, at, to, dmin, e)
         at, q = at + 2 * RECORD, q + W8
-        state = fourth(state, at, to, (q, high), (d * byte_of(b, 2), d * byte_of(b, 3)))
+        state = fourth(state, at, to, (q, high, tile + 2112), (d * byte_of(b, 2), d * byte_of(b, 3)))
         return offset_pair(state, at, to, dmin, e >> 16)
 
     return decode
@@ -273,7 +275,7 @@ def q6_k(sink: Sink) -> Decoder:
         low = words.field(words.load(0, 8 * (group & 1) + word), 4 * (group >> 1), 15 * BITS)
         return words.b.or_(low, words.field(words.load(1, word), 2 * group, 3 * BITS, up=4))
 
-    span = sink.span(Codes(emit, 4, 32, 63, apart=2, in_order=True))
+    span = sink.span(Codes(emit, 4, 32, 63, apart=2, n_lines=24))
 
     @inline
     def two(d, scales):

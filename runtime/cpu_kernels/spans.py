@@ -30,7 +30,7 @@ class Words:
     """Words of some of the 16 rows: `lanes` of them, from number part * lanes on.
 
     asked: which have been asked for, AHEAD of being loaded; None asks for none. A few at a time, between products: when
-    a whole block is asked for at once, processors wait for memory before they go on.
+    a whole block is asked for at once, processors wait for memory before they go on. n_lines: see Codes.
     """
 
     b: ir.IRBuilder
@@ -38,16 +38,17 @@ class Words:
     lanes: int
     part: int
     asked: set[tuple[int, int]] | None = None
-    in_order: bool = False
+    n_lines: int = 0
 
     def load(self, place: int, word: int) -> ir.Value:
         """Vector `word` of those at places[place]."""
         if self.asked is not None and (place, word) not in self.asked:
             # One line behind the other, whatever the order of words: memory wants to be read from end to end.
-            line = self.places[-1] if self.in_order else self.places[place]
-            at = len(self.asked) if self.in_order else word
+            line = self.places[-1] if self.n_lines else self.places[place]
+            at = len(self.asked) if self.n_lines else word
             self.asked.add((place, word))
-            emit_prefetch(self.b, self.b.add(line, I64(4 * LANES * at + AHEAD)))
+            if not self.n_lines or at < self.n_lines:
+                emit_prefetch(self.b, self.b.add(line, I64(4 * LANES * at + AHEAD)))
         offset = 4 * LANES * word + 4 * self.lanes * self.part
         return load(self.b, self.b.add(self.places[place], I64(offset)), ir.VectorType(I32, self.lanes))
 
@@ -79,8 +80,8 @@ class Codes:
     emit(words, word, group): the codes of weights 4 * word … 4 * word + 3 of a group. groups: how many there are, one
     record behind the other. zero: the code that stands for 0, or FULL where codes are signed. largest: the largest
     code there is, or its absolute value. order: of the eight words, so that those which share memory are neighbours.
-    apart: how far apart the groups are that share most. in_order: whether words lie in several places of a tile; then
-    the last place is where its first line is that is to be asked for.
+    apart: how far apart the groups are that share most. n_lines: of 64 bytes that are asked for where words lie in
+    several places of a tile, the first of them at the last place; 0 where words are asked for as they lie.
     """
 
     emit: Callable[[Words, int, int], ir.Value]
@@ -89,7 +90,7 @@ class Codes:
     largest: int
     order: tuple[int, ...] = tuple(range(WORDS))
     apart: int = 1
-    in_order: bool = False
+    n_lines: int = 0
 
     def together(self, n_columns: int) -> list[list[int]]:
         """The groups that are taken at a time; always in the same order, so that float32 sums are the same."""
@@ -148,7 +149,7 @@ def dot_span(codes: Codes) -> Any:
             columns = [b.add(column, args[1]) for column in cgutils.unpack_tuple(b, args[2], n)]
             factors = [parts(b, scale, n_parts) for scale in cgutils.unpack_tuple(b, args[4])]
             where, asked = cgutils.unpack_tuple(b, args[3]), set[tuple[int, int]]()
-            words = [Words(b, where, lanes, part, asked, codes.in_order) for part in range(n_parts)]
+            words = [Words(b, where, lanes, part, asked, codes.n_lines) for part in range(n_parts)]
 
             def scalar(column: ir.Value, group: int, offset: int, kind: ir.Type) -> ir.Value:
                 return splat(b, load(b, b.add(column, I64(RECORD * group + offset)), kind), lanes)
