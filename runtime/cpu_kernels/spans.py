@@ -19,6 +19,7 @@ from .instructions import Partial, byte_table, emit_lookup
 from .language import F32, I32, I64, LANES, const, current_isa, fused, load, parts, splat, whole
 from .records import FULL, RECORD, SCALE, SUMS
 from .scalars import emit_prefetch
+from .words import biased
 
 WORDS = 8
 # How far ahead weights are asked for, in bytes: what processors ask for by themselves comes late.
@@ -70,7 +71,7 @@ class Words:
 
     def full(self, words: ir.Value) -> ir.Value:
         """Signed bytes as the processor multiplies them: see FULL."""
-        return self.b.xor(words, self.value(-0x7F7F7F80)) if current_isa().unsigned else words
+        return biased(self.b, words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import llvmlite.ir as ir
 from numba import types
 from numba.core import cgutils
 
-from ...quant.codebooks import E2M1_VALUES, IQ4_VALUES
+from ...quant.codebooks import E2M1_VALUES
 from .instructions import emit_lookup
 from .isa import Isa
 from .language import I32, I64, INTS, LANES, const, current_isa, inline, ints, load, op, splat
@@ -42,7 +42,6 @@ def _table(values: tuple[int, ...]) -> Callable[[Isa], list[int]]:
     return lanes
 
 
-iq4_table = constant(_table(tuple(IQ4_VALUES)))
 e2m1_table = constant(_table(tuple(E2M1_VALUES)))
 
 
@@ -50,8 +49,8 @@ e2m1_table = constant(_table(tuple(E2M1_VALUES)))
 
 
 def biased(b: ir.IRBuilder, words: ir.Value) -> ir.Value:
-    """Signed bytes as the processor multiplies them: see FULL in sinks.py."""
-    return b.xor(words, const(INTS, _biased(current_isa())))
+    """Signed bytes as the processor multiplies them: see FULL in records.py."""
+    return b.xor(words, const(words.type, _biased(current_isa())))
 
 
 def loaded(b: ir.IRBuilder, address: ir.Value, n: int) -> list[ir.Value]:
@@ -73,14 +72,8 @@ def four_bits(b: ir.IRBuilder, bits: ir.Value, first: int = 0) -> ir.Value:
 
 
 @op(EIGHT, types.intp)
-def low_nibbles(b: ir.IRBuilder, q: ir.Value) -> ir.Value:
-    """Codes of the first 16 of 32 weights in 4 words: their low nibbles; of the others, the high ones."""
-    return cgutils.pack_array(b, _nibbles(b, loaded(b, q, 4)))
-
-
-@op(EIGHT, types.intp)
 def nibbles_by_half(b: ir.IRBuilder, q: ir.Value) -> ir.Value:
-    """Codes of 32 weights in 4 words, of which two hold the first 16 weights in the manner of `low_nibbles`."""
+    """Codes of 32 weights in 4 words, of which two hold the first 16 weights: 8 in low nibbles, 8 in high ones."""
     words = loaded(b, q, 4)
     return cgutils.pack_array(b, _nibbles(b, words[:2]) + _nibbles(b, words[2:]))
 
@@ -98,23 +91,9 @@ def full_words(b: ir.IRBuilder, q: ir.Value) -> ir.Value:
     return cgutils.pack_array(b, [biased(b, word) for word in loaded(b, q, 8)])
 
 
-@op(EIGHT, EIGHT, EIGHT, types.int64)
-def with_high_bits(b: ir.IRBuilder, low: ir.Value, high: ir.Value, shift: ir.Value) -> ir.Value:
-    """Codes with more bits on top: high << shift."""
-    shift = splat(b, b.trunc(shift, I32))
-    pairs = zip(cgutils.unpack_tuple(b, low, 8), cgutils.unpack_tuple(b, high, 8), strict=True)
-    return cgutils.pack_array(b, [b.or_(first, b.shl(second, shift)) for first, second in pairs])
-
-
 @op(EIGHT, ints, EIGHT)
 def looked_up(b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
     return cgutils.pack_array(b, [emit_lookup(b, table, code) for code in cgutils.unpack_tuple(b, codes, 8)])
-
-
-@op(EIGHT, ints)
-def spread_bits(b: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    """The 32 bits of each lane as 8 words of four bytes 0 or 1, in order."""
-    return cgutils.pack_array(b, [four_bits(b, bits, 4 * i) for i in range(8)])
 
 
 # ---- numbers ----
